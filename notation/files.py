@@ -1,0 +1,94 @@
+"""Reading and writing data files: YAML or JSON, gzipped or not, never half-written."""
+
+import gzip
+import os
+import tempfile
+import zlib
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import yaml
+
+from ..errors import InvalidInput
+
+T = TypeVar("T")
+_YAML = (".yaml", ".yml")
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def read_data(path: Path, header: str, what: str) -> dict[str, object]:
+    """Return the mapping in the file at *path*, without its `format` entry.
+
+    *header* is the format that is asked for, such as "superneurons-trace/1", and *what* its name
+    in messages. Raises InvalidInput for a file that is missing, unreadable, truncated, of
+    another format or of another version.
+    """
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InvalidInput(f"{path}: cannot be read as {what}: {reason}") from None
+    try:
+        if path.with_suffix("").suffix in _YAML or path.suffix in _YAML:
+            data = yaml.load(raw, Loader=_Loader)
+        else:
+            data = msgspec.json.decode(raw)
+    except (yaml.YAMLError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidInput(f"{path}: cannot be read as {what}: {reason}") from None
+    if not isinstance(data, dict):
+        raise InvalidInput(f"{path}: is no {what}: it holds no mapping with a line 'format: {header}'")
+    found = data.pop("format", None)
+    if found != header:
+        kind, _, version = header.partition("/")
+        if isinstance(found, str) and found.startswith(kind + "/"):
+            raise InvalidInput(
+                f"{path}: is {what} version {found.partition('/')[2]}; this superneurons reads "
+                f"version {version}"
+            )
+        raise InvalidInput(f"{path}: is no {what}: its format is {found!r}, not {header!r}")
+    return data
+
+
+def write_data(path: Path, header: str, data: dict[str, object]) -> None:
+    """Write *data* under *header*: YAML or JSON by the name's ending, gzipped with `.gz`."""
+    content = {"format": header, **data}
+    if path.with_suffix("").suffix in _YAML or path.suffix in _YAML:
+        plain = msgspec.to_builtins(content)
+        raw = yaml.dump(
+            plain, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100
+        ).encode()
+    else:
+        raw = msgspec.json.encode(content) + b"\n"
+    write_bytes(path, gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+
+
+def write_bytes(path: Path, raw: bytes) -> None:
+    """Write the file at *path* whole or not at all. Raises InvalidInput where that fails."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(raw)
+        try:
+            mask = os.umask(0)
+            os.umask(mask)
+            Path(file.name).chmod(0o666 & ~mask)
+            Path(file.name).replace(path)
+        except OSError:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def decode(data: object, kind: type[T], path: Path | str) -> T:
+    """Convert plain *data* to *kind*; a fault is told with the file and the path inside it."""
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        sentence, _, place = str(error).partition(" - at `$")
+        at = place.rstrip("`").lstrip(".")
+        raise InvalidInput(f"{path}: {at + ': ' if at else ''}{sentence}") from None

@@ -1,0 +1,82 @@
+"""The tensor cache: transfers only when bytes are short, least recently used first."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from ..errors import InvalidInput
+from ..schedules import Copy, Free
+from .base import Component, Part, Wish
+
+if TYPE_CHECKING:
+    from .walk import Walk
+
+
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Cache(Component):
+    """Keep tensors on the device while they fit; evict the least recently used to a *tier*.
+
+    The paper's Algorithm 2: what the operation at hand needs is locked, eviction goes from the back
+    of the list until there is room. A tensor that would come back by recomputation is dropped
+    instead of copied. Eviction waits for its copy; a value that is still in the tier leaves at once.
+    """
+
+    name: ClassVar[str] = "cache"
+
+    tier: str = "host"
+
+    def begin(self, walk: "Walk") -> Part:
+        """Return the list of one walk, empty."""
+        if walk.machine.tier(self.tier) is None:
+            there = ", ".join(tier.name for tier in walk.machine.tiers)
+            raise InvalidInput(
+                f"cache: machine {walk.machine.name!r} has no tier {self.tier!r}; it has: {there}"
+            )
+        return _Cache(self.tier, walk)
+
+
+class _Cache(Part):
+    """The list, least recently used first. An OrderedDict: a dict popped at its front is quadratic."""
+
+    def __init__(self, tier: str, walk: "Walk") -> None:
+        self._tier = tier
+        self._walk = walk
+        self._used: OrderedDict[int, None] = OrderedDict()
+
+    def after(self, op: int, waiting: int | None) -> Iterable[Wish]:
+        used, facts = self._used, self._walk.facts
+        for s in facts.reads[op]:
+            if s in used:
+                used.move_to_end(s)
+            elif facts.managed[s]:
+                used[s] = None
+        for s in facts.fresh[op]:
+            used[s] = None
+        return ()
+
+    def fetched(self, storage: int) -> None:
+        self._used[storage] = None
+        self._used.move_to_end(storage)
+
+    def make_room(self, nbytes: int) -> Iterable[Wish]:
+        walk, used = self._walk, self._used
+        locked = []
+        try:
+            while used:
+                s, _ = used.popitem(last=False)
+                if not walk.resident(s):
+                    continue
+                if walk.pinned(s):
+                    locked.append(s)
+                    continue
+                if walk.alive(s) and not walk.droppable(s):
+                    yield Copy(s, self._tier)
+                yield Free(s)
+                if walk.resident(s):  # the tier is full, say
+                    locked.append(s)
+        finally:  # the walk stops asking as soon as there is room
+            for s in reversed(locked):
+                used[s] = None
+                used.move_to_end(s, last=False)

@@ -1,0 +1,54 @@
+"""The walk's idea of time: when the lanes would reach this point, each copy alone on its link."""
+
+from ..schedules import Timing
+from ..traces import Facts
+
+
+class Forecast:
+    """A clock for each lane, moved on by the instructions that the walk places.
+
+    *now_ns* is when the compute lane reaches this place. Links are taken as full duplex and private;
+    the simulator knows better where they are not.
+    """
+
+    def __init__(self, facts: Facts, timing: Timing) -> None:
+        self._facts = facts
+        self._timing = timing
+        self.now_ns = 0
+        self._launch_ns = 0
+        self._out_ns: dict[str, int] = {}
+        self._in_ns: dict[str, int] = {}
+        self.copied_ns: dict[int, int] = {}
+        self.fetched_ns: dict[int, int] = {}
+
+    def run(self, op: int, algorithm: int = 0) -> None:
+        """An operation runs: it waits for its launch and for what is fetched for it."""
+        facts, timing = self._facts, self._timing
+        self._launch_ns += timing.host_ns[op]
+        now = max(self.now_ns, self._launch_ns)
+        if self.fetched_ns:
+            for s in facts.needs[op]:
+                if s in self.fetched_ns:
+                    now = max(now, self.fetched_ns.pop(s))
+        if self.copied_ns:
+            for s in facts.overwrites[op]:
+                now = max(now, self.copied_ns.pop(s, 0))
+        self.now_ns = now + timing.run_ns(op, algorithm)
+
+    def copy(self, s: int, tier: str) -> None:
+        """A copy to a tier is queued."""
+        start = max(self._out_ns.get(tier, 0), self.now_ns)
+        end = start + self._timing.copy_ns(self._facts.nbytes[s], tier)
+        self._out_ns[tier] = self.copied_ns[s] = end
+
+    def fetch(self, s: int, tier: str) -> None:
+        """A fetch from a tier is queued; it waits for the copy that it brings back."""
+        start = max(self._in_ns.get(tier, 0), self.now_ns, self.copied_ns.get(s, 0))
+        end = start + self._timing.fetch_ns(self._facts.nbytes[s], tier)
+        self._in_ns[tier] = self.fetched_ns[s] = end
+
+    def free(self, s: int) -> None:
+        """A device copy is given up: the compute lane waits for what is in flight."""
+        self.now_ns = max(
+            self.now_ns, self.copied_ns.get(s, 0), self.fetched_ns.pop(s, 0)
+        )

@@ -1,0 +1,144 @@
+"""Offload and prefetch: the unified tensor pool."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from ..errors import InvalidInput
+from ..notation import NBytes
+from ..schedules import Copy, Fetch, Free
+from .base import Component, Part, Wish
+from .kinds import CHECKPOINT_KINDS, checkpoints
+
+if TYPE_CHECKING:
+    from .walk import Walk
+
+
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Offload(Component):
+    """Copy checkpoints to a tier after their last forward use; fetch them back ahead of backward.
+
+    A checkpoint is the output of an operation of one of *kinds* (paper, section 3.3). It comes back
+    *lookahead* operations before the first that needs it; the paper's Fig. 10b is exactly 3. When
+    its device copy goes is *release*:
+
+    immediate  right after the last forward use, as in Fig. 10b: the compute lane waits for the copy
+    a number   that many operations later
+    arrival    at the first place where the copy has ended by the walk's forecast, with at most
+               *in_flight* bytes on their way (none: as many as fit); sooner when bytes are short
+    pressure   only when bytes are short
+    """
+
+    name: ClassVar[str] = "offload"
+
+    kinds: tuple[str, ...] = CHECKPOINT_KINDS
+    lookahead: int = 3
+    tier: str = "host"
+    release: str = "arrival"
+    in_flight: NBytes | None = None
+
+    def __post_init__(self) -> None:
+        if self.lookahead < 0:
+            raise InvalidInput(f"offload: a lookahead of {self.lookahead} is negative; 0 is on demand")
+        if self.release not in ("immediate", "arrival", "pressure") and not self.release.isdecimal():
+            raise InvalidInput(
+                f"offload: release is {self.release!r}; it is immediate, arrival, pressure or a number"
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Offload follows forward and backward; releasing on arrival follows time, too."""
+        return frozenset({"phases", "times"} if self.release == "arrival" else {"phases"})
+
+    def begin(self, walk: "Walk") -> Part:
+        """Claim the checkpoints that are needed again after forward."""
+        if walk.machine.tier(self.tier) is None:
+            there = ", ".join(tier.name for tier in walk.machine.tiers)
+            raise InvalidInput(
+                f"offload: machine {walk.machine.name!r} has no tier {self.tier!r}; it has: {there}"
+            )
+        return _Offload(self, walk)
+
+
+class _Offload(Part):
+    """What of the claimed checkpoints is on its way out, and what is due back."""
+
+    def __init__(self, policy: Offload, walk: "Walk") -> None:
+        self._policy = policy
+        self._walk = walk
+        marked = checkpoints(walk.facts, policy.kinds)
+        self._mine = [
+            s
+            for s, leave in enumerate(walk.facts.leave)
+            if leave >= 0 and marked[s] and walk.claim(s, self)
+        ]
+        self._leaving: dict[int, list[int]] = {}
+        self._coming: dict[int, list[int]] = {}
+        self._outgoing: deque[tuple[int, int]] = deque()  # (when its device copy may go, storage)
+        self._outgoing_nbytes = 0
+        self._due: list[int] = []
+        self._sent: set[int] = set()
+        self._returned: dict[int, None] = {}  # on the device, with a copy still in the tier
+        self._forecast = walk.forecast() if policy.release == "arrival" else None
+
+    def start(self) -> None:
+        walk = self._walk
+        for s in self._mine:
+            leave, back = walk.facts.leave[s], walk.back[s]
+            fetch = back - self._policy.lookahead
+            if fetch > leave + 1:  # else it would be due back before it has left
+                self._leaving.setdefault(leave, []).append(s)
+                self._coming.setdefault(fetch, []).append(s)
+
+    def before(self, op: int) -> Iterable[Wish]:
+        if op in self._coming:
+            self._due += self._coming.pop(op)
+        if self._due:
+            for s in self._due:
+                yield Fetch(s, self._policy.tier)
+            self._due = [s for s in self._due if not self._walk.resident(s) and self._walk.alive(s)]
+
+    def after(self, op: int, waiting: int | None) -> Iterable[Wish]:
+        if waiting is not None:
+            return
+        for s in self._leaving.get(op, ()):
+            yield Copy(s, self._policy.tier)
+            self._sent.add(s)
+            self._outgoing.append((self._when(op, s), s))
+            self._outgoing_nbytes += self._walk.facts.nbytes[s]
+        if self._outgoing and self._policy.release != "pressure":
+            now = op if self._forecast is None else self._forecast.now_ns
+            bound = self._policy.in_flight
+            while self._outgoing and (
+                self._outgoing[0][0] <= now or (bound is not None and self._outgoing_nbytes > bound)
+            ):
+                yield from self._let_go()
+
+    def fetched(self, storage: int) -> None:
+        if storage in self._sent:
+            self._returned[storage] = None
+
+    def make_room(self, nbytes: int) -> Iterable[Wish]:
+        while self._outgoing:
+            yield from self._let_go()
+        for s in list(self._returned):
+            if not self._walk.pinned(s):
+                del self._returned[s]
+                yield Free(s)
+
+    def _when(self, op: int, s: int) -> int:
+        if self._forecast is not None:
+            return self._forecast.copied_ns.get(s, 0)
+        return op + int(self._policy.release) if self._policy.release.isdecimal() else op
+
+    def _let_go(self) -> Iterable[Wish]:
+        """Free the oldest on its way out, unless it is needed again so soon that it may stay."""
+        _, s = self._outgoing.popleft()
+        self._outgoing_nbytes -= self._walk.facts.nbytes[s]
+        ahead = self._walk.done + 1
+        if self._walk.back[s] - self._policy.lookahead > ahead:
+            yield Free(s)
+        else:
+            self._returned[s] = None

@@ -1,0 +1,112 @@
+"""Recomputation: drop what is cheap to compute again."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, final
+
+from ..schedules import Free
+from .base import Component, Part, Wish
+from .kinds import CHECKPOINT_KINDS, checkpoints
+
+if TYPE_CHECKING:
+    from .walk import Walk
+
+
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Recompute(Component):
+    """Drop what stands between checkpoints after its last forward use; compute it again in backward.
+
+    A segment is the run of values computed from one checkpoint (paper, section 3.4). *strategy* says
+    what is kept when backward first asks for something of a segment:
+
+    speed   everything: each value is computed again once
+    memory  only what the waiting operation needs: the segment is computed again for each
+    cost    speed where the segment, with the largest gradient that its backward makes, is no
+            larger than what the most demanding single operation needs; memory elsewhere
+
+    The outputs of operations of one of *kinds* are checkpoints and are never dropped here.
+    """
+
+    name: ClassVar[str] = "recompute"
+
+    strategy: Literal["speed", "memory", "cost"] = "cost"
+    kinds: tuple[str, ...] = CHECKPOINT_KINDS
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Recomputation follows forward and backward."""
+        return frozenset({"phases"})
+
+    def begin(self, walk: "Walk") -> Part:
+        """Claim and hold what is no checkpoint; its sources then stay obtainable."""
+        return _Recompute(self, walk)
+
+
+class _Recompute(Part):
+    def __init__(self, policy: Recompute, walk: "Walk") -> None:
+        self._policy = policy
+        self._walk = walk
+        facts = walk.facts
+        marked = checkpoints(facts, policy.kinds)
+        self._mine = [
+            s
+            for s, leave in enumerate(facts.leave)
+            if leave >= 0 and not marked[s] and facts.back[s] != leave + 1 and walk.claim(s, self)
+        ]
+        for s in self._mine:
+            walk.hold(s)
+        self._drops: dict[int, list[int]] = {}
+        self._fleeting: set[int] = set()  # of memory-centric segments
+
+    def start(self) -> None:
+        walk = self._walk
+        mine = [s for s in self._mine if walk.held(s)]
+        for s in mine:
+            leave = walk.facts.leave[s]
+            if walk.back[s] > leave + 1:
+                self._drops.setdefault(leave, []).append(s)
+        if self._policy.strategy == "memory":
+            self._fleeting = set(mine)
+        elif self._policy.strategy == "cost":
+            self._fleeting = self._too_large(mine)
+
+    def after(self, op: int, waiting: int | None) -> Iterable[Wish]:
+        if waiting is None:
+            return [Free(s) for s in self._drops.get(op, ())]
+        if not self._fleeting:
+            return ()
+        facts, wanted = self._walk.facts, self._walk.facts.needs[waiting]
+        return [
+            Free(s)
+            for s in facts.reads[op] + facts.fresh[op]
+            if s in self._fleeting and s not in wanted
+        ]
+
+    def _too_large(self, mine: list[int]) -> set[int]:
+        """Return the values of the segments that the cost-aware rule recomputes memory-centrically."""
+        facts = self._walk.facts
+        segment = self._segments(mine)
+        nbytes: dict[int, int] = {}
+        for s, number in segment.items():
+            nbytes[number] = nbytes.get(number, 0) + facts.nbytes[s]
+        gradient = dict.fromkeys(nbytes, 0)
+        for op, operation in enumerate(facts.trace.operations):
+            if operation.phase != "forward":
+                for s in facts.reads[op]:
+                    if s in segment:
+                        number = segment[s]
+                        gradient[number] = max(gradient[number], facts.fresh_scheduled_nbytes[op])
+        peak = facts.scheduled_floor_nbytes
+        return {s for s, number in segment.items() if nbytes[number] + gradient[number] > peak}
+
+    def _segments(self, mine: list[int]) -> dict[int, int]:
+        """Number the segments: a value is in the segment of the first dropped value it reads."""
+        facts = self._walk.facts
+        segment: dict[int, int] = {}
+        droppable = set(mine)
+        for s in sorted(mine, key=lambda s: facts.writers[s][0]):
+            sources = (r for op in facts.chain(s, 0) for r in facts.reads[op])
+            number = next((segment[r] for r in sources if r in droppable and r in segment), s)
+            segment[s] = number
+        return segment

@@ -1,0 +1,41 @@
+"""Stacks: components side by side that do not know one another."""
+
+from dataclasses import dataclass
+
+from ..machines import Machine
+from ..schedules import Schedule
+from ..traces import Trace
+from .base import Component
+from .walk import Walk
+
+
+@dataclass(frozen=True, repr=False)
+class Stack:
+    """Several components as one policy, in any order; the first that claims a storage sees to it."""
+
+    components: tuple[Component, ...]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the components need of a trace, together."""
+        return frozenset().union(*(component.needs for component in self.components))
+
+    def schedule(self, trace: Trace, machine: Machine, budget: int | None) -> Schedule:
+        """Walk once over the trace with all components: see `Policy.schedule`."""
+        limit = machine.device_nbytes if budget is None else budget
+        walk = Walk(trace, machine, limit)
+        walk.run(self.components)
+        return Schedule(
+            trace=trace.name,
+            digest=trace.facts.digest,
+            policy=repr(self),
+            limit_nbytes=limit,
+            budget_nbytes=budget,
+            tiers=machine.capacities,
+            instructions=walk.instructions,
+            short_nbytes=walk.ledger.short,
+            short_op=walk.ledger.short_op,
+        )
+
+    def __repr__(self) -> str:
+        return "+".join(map(repr, self.components))

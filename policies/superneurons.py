@@ -1,0 +1,37 @@
+"""The paper's whole stack under one name."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, final
+
+from .base import Component, Part
+from .cache import Cache
+from .liveness import Liveness
+from .recompute import Recompute
+
+if TYPE_CHECKING:
+    from .walk import Walk
+
+
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SuperNeurons(Component):
+    """Liveness, tensor cache and cost-aware recomputation together, as in the paper's Fig. 10c.
+
+    Checkpoints stay on the device while they fit, so there are no transfers until bytes are short.
+    Eager offload in place of the cache is `liveness+offload+recompute`.
+    """
+
+    name: ClassVar[str] = "superneurons"
+
+    strategy: Literal["speed", "memory", "cost"] = "cost"
+    tier: str = "host"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What its components need."""
+        return Recompute().needs
+
+    def begin(self, walk: "Walk") -> tuple[Part, ...]:
+        """Return the parts of the three components."""
+        components = (Liveness(), Cache(tier=self.tier), Recompute(strategy=self.strategy))
+        return tuple(component.begin(walk) for component in components)

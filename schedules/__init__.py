@@ -1,0 +1,21 @@
+"""A step with memory decisions in it: instructions, ledger, checker, files."""
+
+from .checker import check
+from .instructions import Copy, Discard, Fetch, Free, Instruction, Rerun, Run
+from .ledger import Ledger
+from .schedule import Schedule
+from .timing import Timing
+
+__all__ = [
+    "Copy",
+    "Discard",
+    "Fetch",
+    "Free",
+    "Instruction",
+    "Ledger",
+    "Rerun",
+    "Run",
+    "Schedule",
+    "Timing",
+    "check",
+]

@@ -1,0 +1,263 @@
+"""The checker: one walk over a schedule that proves it, or names the rule that it breaks.
+
+The rules, by the names that messages give them:
+
+order       each operation runs exactly once, in the order of the trace
+inputs      what an operation needs is on the device, at the version that it needs
+rerun       only what has run is rerun, only what is repeatable, and onto absent outputs
+resident    only what is on the device is copied or freed; only what is absent is fetched
+managed     only what policies may manage is moved, and only while the program lets go of it
+program     what the program frees goes where the program frees it
+place       policies act only where a driver can act
+recipe      the sources of a dropped value were all packed before it is dropped
+tier        a copy goes to a tier of the machine that has room, and comes from one that has it
+limit       the device holds all of it, or the schedule says how much it is short
+end         what is left at the end is what the step leaves behind; the tiers are empty
+"""
+
+from typing import Never
+
+from ..errors import IllegalSchedule, InvalidSchedule
+from ..traces.facts import Facts
+from ..traces.model import Trace
+from .instructions import Copy, Discard, Fetch, Free, Rerun, Run
+from .ledger import Ledger
+from .schedule import Schedule
+
+
+def check(trace: Trace, schedule: Schedule) -> Ledger:
+    """Prove *schedule* over *trace* and return the ledger of it: peaks and samples.
+
+    Raises InvalidSchedule if it was made for another trace, IllegalSchedule if it breaks a rule.
+    """
+    facts = trace.facts
+    if schedule.digest != facts.digest:
+        raise InvalidSchedule(
+            f"the schedule was made for trace {schedule.trace!r} (digest {schedule.digest}); "
+            f"{trace.name!r} has digest {facts.digest}; make a new one"
+        )
+    return _Checker(facts, schedule).prove()
+
+
+class _Checker:
+    def __init__(self, facts: Facts, schedule: Schedule) -> None:
+        self._facts = facts
+        self._schedule = schedule
+        self._ledger = Ledger(facts, schedule.limit_nbytes, schedule.tiers)
+        # The version of each storage that the original step has written so far.
+        self._current = list(self._ledger.version)
+        self._program_freed: set[int] = set()
+        self._position = 0
+        self._next_op = 0
+
+    def prove(self) -> Ledger:
+        facts, ledger, current = self._facts, self._ledger, self._current
+        version, needs, fresh = ledger.version, facts.needs, facts.fresh
+        overwrites, updates, op_count = facts.overwrites, facts.updates, facts.op_count
+        program_frees = facts.program_frees
+        run, free, allowed = ledger.run, ledger.free, self._schedule.short_nbytes
+        free_anywhere = facts.trace.places == "everywhere"
+        managed = facts.managed
+        next_op = 0
+        for position, step in enumerate(self._schedule.instructions):
+            if type(step) is Run:
+                op = step.op
+                if op != next_op or op >= op_count:
+                    self._fault_order(position, op, next_op)
+                for s in needs[op]:
+                    if version[s] != current[s]:
+                        self._fault_input(position, op, s, current[s])
+                if program_frees:
+                    self._prove_program_frees(position, op)
+                if step.algorithm:
+                    self._prove_algorithm(position, op, step.algorithm)
+                run(op, step.algorithm)
+                for s in fresh[op]:
+                    current[s] = 0
+                for s in overwrites[op]:
+                    current[s] += 1
+                for s in updates[op]:
+                    current[s] += 1
+                next_op = op + 1
+                if ledger.short > allowed:
+                    self._fault_limit(position)
+            elif type(step) is Free:
+                s = step.storage
+                if not 0 <= s < facts.storage_count:
+                    self._fault("resident", position, f"there is no storage {s}")
+                if version[s] < 0:
+                    self._fault("resident", position, f"Free of {facts.names[s]!r}, which is absent")
+                if not (free_anywhere and managed[s]):
+                    self._prove_free(position, s, next_op)
+                free(s)
+            else:
+                self._position, self._next_op = position, next_op
+                self._prove_other(step)
+        self._prove_end(len(self._schedule.instructions), next_op)
+        return ledger
+
+    def _prove_other(self, step: object) -> None:
+        """Prove the instructions that are rarer than Run and Free."""
+        position = self._position
+        if not self._facts.is_place[self._next_op]:
+            self._fault("place", position, f"{type(step).__name__} where no driver can act")
+        if isinstance(step, Rerun):
+            self._prove_rerun(position, step.op)
+            self._ledger.rerun(step.op)
+        elif isinstance(step, Copy):
+            self._prove_copy(position, step.storage, step.tier)
+            self._ledger.copy(step.storage, step.tier)
+        elif isinstance(step, Fetch):
+            self._prove_fetch(position, step.storage, step.tier)
+            self._ledger.fetch(step.storage, step.tier)
+        elif isinstance(step, Discard):
+            self._prove_held(position, "Discard", step.storage, step.tier)
+            self._ledger.discard(step.storage, step.tier)
+        else:
+            self._fault("order", position, f"{step!r} is no instruction")
+        if self._ledger.short > self._schedule.short_nbytes:
+            self._fault_limit(position)
+
+    def _prove_algorithm(self, position: int, op: int, algorithm: int) -> None:
+        known = len(self._facts.trace.operations[op].algorithms)
+        if not 0 <= algorithm <= known:
+            name = self._facts.op_names[op]
+            self._fault("order", position, f"{name!r} has no algorithm {algorithm} of {known + 1}")
+
+    def _prove_rerun(self, position: int, op: int) -> None:
+        facts, version = self._facts, self._ledger.version
+        if not 0 <= op < self._next_op:
+            self._fault("rerun", position, f"Rerun of operation {op}, which has not run yet")
+        name = facts.op_names[op]
+        if facts.trace.operations[op].recompute == "opaque":
+            self._fault("rerun", position, f"Rerun of {name!r}, which is opaque")
+        for s, needed in zip(facts.reads[op], facts.versions[op], strict=True):
+            if version[s] != needed:
+                self._fault_input(position, op, s, needed)
+        for s in facts.fresh[op]:
+            if version[s] >= 0:
+                self._fault("rerun", position, f"Rerun of {name!r} onto {facts.names[s]!r}, present")
+
+    def _prove_copy(self, position: int, s: int, tier: str) -> None:
+        facts, ledger = self._facts, self._ledger
+        self._prove_movable(position, "Copy", s, tier)
+        name = facts.names[s]
+        if ledger.version[s] < 0:
+            self._fault("resident", position, f"Copy of {name!r}, which is absent")
+        if self._next_op < facts.packed[s]:
+            self._fault("managed", position, f"Copy of {name!r} before its last pack")
+        if ledger.copies[tier][s] >= 0:
+            self._fault("tier", position, f"Copy of {name!r} to {tier}, which holds one: Discard it")
+        free = ledger.capacity[tier] - ledger.tier_nbytes[tier]
+        if facts.nbytes[s] > free:
+            self._fault(
+                "tier",
+                position,
+                f"Copy of {name!r} ({facts.nbytes[s]} bytes) to {tier}, where {free} are free",
+            )
+
+    def _prove_fetch(self, position: int, s: int, tier: str) -> None:
+        self._prove_held(position, "Fetch", s, tier)
+        if self._ledger.version[s] >= 0:
+            self._fault("resident", position, f"Fetch of {self._facts.names[s]!r}, which is present")
+
+    def _prove_held(self, position: int, what: str, s: int, tier: str) -> None:
+        self._prove_movable(position, what, s, tier)
+        if self._ledger.copies[tier][s] < 0:
+            name = self._facts.names[s]
+            self._fault("tier", position, f"{what} of {name!r}: {tier} holds no copy of it")
+
+    def _prove_movable(self, position: int, what: str, s: int, tier: str) -> None:
+        facts = self._facts
+        if not 0 <= s < facts.storage_count:
+            self._fault("managed", position, f"{what}: there is no storage {s}")
+        if not facts.managed[s]:
+            self._fault("managed", position, f"{what} of {facts.names[s]!r}, the program's own")
+        if tier not in self._ledger.copies:
+            there = ", ".join(self._ledger.copies) or "none"
+            self._fault("tier", position, f"{what}: no tier {tier!r} here; there are: {there}")
+
+    def _prove_free(self, position: int, s: int, place: int) -> None:
+        """Prove a Free that is not simply one of a managed storage of an everywhere trace."""
+        facts = self._facts
+        name, death = facts.names[s], facts.death[s]
+        if place == death and not facts.managed[s] and s not in self._program_freed:
+            self._program_freed.add(s)  # the program's own
+            return
+        if place >= death:
+            if place > death and not facts.is_place[place]:
+                self._fault("place", position, f"Free of {name!r} where no driver can act")
+            return
+        if not facts.managed[s]:
+            self._fault("managed", position, f"Free of {name!r}, which the program holds")
+        if not facts.is_place[place]:
+            self._fault("place", position, f"Free of {name!r} where no driver can act")
+        if not facts.absent_from[s] <= place < facts.absent_until[s]:
+            self._fault(
+                "managed",
+                position,
+                f"Free of {name!r} at place {place}; it may be absent from place "
+                f"{facts.absent_from[s]} to {facts.absent_until[s]}",
+            )
+        kept = any(copies[s] == self._ledger.version[s] for copies in self._ledger.copies.values())
+        if not kept:
+            late = facts.unpacked_source(s, self._ledger.version[s], place)
+            if late >= 0:
+                self._fault(
+                    "recipe",
+                    position,
+                    f"Free of {name!r}, whose source {facts.names[late]!r} is not packed yet",
+                )
+
+    def _prove_program_frees(self, position: int, op: int) -> None:
+        for s in self._facts.program_frees.get(op, ()):
+            if s not in self._program_freed:
+                name = self._facts.names[s]
+                self._fault("program", position, f"{name!r} is still here where the program frees it")
+
+    def _prove_end(self, position: int, next_op: int) -> None:
+        facts, ledger = self._facts, self._ledger
+        if next_op < facts.op_count:
+            self._fault("order", position, f"it ends before {facts.op_names[next_op]!r} has run")
+        if facts.program_frees:
+            self._prove_program_frees(position, next_op)
+        for s, name in enumerate(facts.names):
+            if facts.alive_at_end[s] and ledger.version[s] != self._current[s]:
+                self._fault("end", position, f"{name!r} is not there at the end, the step keeps it")
+            if not facts.alive_at_end[s] and ledger.version[s] >= 0:
+                self._fault("end", position, f"{name!r} is still on the device")
+        for tier, copies in ledger.copies.items():
+            if ledger.tier_nbytes[tier]:
+                s = next(s for s, version in enumerate(copies) if version >= 0)
+                self._fault("end", position, f"{facts.names[s]!r} is still in {tier}")
+        short = self._schedule.short_nbytes
+        if ledger.short != short:
+            self._fault("limit", position, f"it claims to be {short} bytes short; it is {ledger.short}")
+
+    def _fault(self, rule: str, position: int, sentence: str) -> Never:
+        raise IllegalSchedule(rule, position, sentence)
+
+    def _fault_order(self, position: int, op: int, next_op: int) -> Never:
+        names = self._facts.op_names
+        wanted = repr(names[next_op]) if next_op < len(names) else "the end"
+        found = repr(names[op]) if 0 <= op < len(names) else f"operation {op}"
+        self._fault("order", position, f"Run of {found} where {wanted} is next")
+
+    def _fault_input(self, position: int, op: int, s: int, needed: int) -> Never:
+        found = self._ledger.version[s]
+        there = "is absent" if found < 0 else f"is there at version {found}"
+        self._fault(
+            "inputs",
+            position,
+            f"{self._facts.op_names[op]!r} needs {self._facts.names[s]!r} at version {needed}, "
+            f"which {there}",
+        )
+
+    def _fault_limit(self, position: int) -> Never:
+        ledger = self._ledger
+        self._fault(
+            "limit",
+            position,
+            f"{ledger.device_peak_nbytes} bytes on the device, {ledger.limit} allowed "
+            f"and {self._schedule.short_nbytes} more announced",
+        )

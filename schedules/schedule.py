@@ -1,0 +1,26 @@
+"""A schedule: one training step with memory decisions woven in."""
+
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+
+from .instructions import Instruction
+
+
+class Schedule(Struct, frozen=True, kw_only=True, eq=False):
+    """A flat list of instructions over the trace with that *digest*, and what it promises.
+
+    It runs in *limit_nbytes* of device memory and in the *tiers*' capacities. *budget_nbytes* is
+    the limit that was asked for, None if it is simply the machine's memory. A policy that could not
+    keep to the limit says by how many bytes it is *short* at worst, and at which operation.
+    """
+
+    trace: str
+    digest: str
+    policy: str
+    limit_nbytes: int
+    budget_nbytes: int | None
+    tiers: Mapping[str, int]
+    instructions: Sequence[Instruction]
+    short_nbytes: int = 0
+    short_op: int = -1

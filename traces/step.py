@@ -1,0 +1,145 @@
+"""From a layer graph to one training step, with the paper's dependency lists.
+
+Forward and backward follow the execution route. Every layer's output is one storage (a fork has
+one for each reader); every backward makes the gradient of its layer's input, or writes it over
+the gradient that it was given. Weights, their gradients and their momenta are there all the time.
+There is no optimizer operation: the paper's figures end with the last backward.
+"""
+
+from math import prod
+from typing import Final
+
+from .layers import LAYER_KINDS, Layer, Network
+from .model import Kind, Operation, Storage, Trace, Value
+from .route import execution_route
+
+FP32_NBYTES: Final = 4
+
+
+def training_step(network: Network, name: str) -> Trace:
+    """Return one forward and backward of *network*, untimed: flops and bytes for a roofline."""
+    return _Step(network).trace(name)
+
+
+class _Step:
+    """The trace under construction."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._followers = network.successors()
+        self._storages: list[Storage] = []
+        self._values: list[Value] = []
+        self._operations: list[Operation] = []
+        self._nbytes: dict[str, int] = {}  # of values and storages alike
+        self._versions: dict[str, int] = {}
+        self._gradients: dict[tuple[str, str], str] = {}  # (layer, reader) -> gradient of the output
+
+    def trace(self, name: str) -> Trace:
+        network = self._network
+        self._store("data", "input", prod(network.shape("data")), alive=True)
+        for layer in network.layers.values():
+            if layer.parameters:
+                self._store(f"{layer.name}.weights", "parameter", layer.parameters, alive=True)
+                for suffix, kind in _BESIDE_WEIGHTS:
+                    self._store(f"{layer.name}.weights.{suffix}", kind, layer.parameters, alive=True)
+        for layer_name in execution_route(self._followers):
+            if layer_name != "data":
+                self._forward(network.layers[layer_name])
+        for layer_name in execution_route(network.predecessors()):
+            if layer_name != "data":
+                self._backward(network.layers[layer_name])
+        return Trace(
+            name=name,
+            places="everywhere",
+            times="roofline",
+            storages=tuple(self._storages),
+            values=tuple(self._values),
+            operations=tuple(self._operations),
+            notes={
+                "made": "from a layer graph, with the dependency lists of the SuperNeurons release",
+                "times": "none measured: the roofline of the machine that it is simulated on",
+            },
+        )
+
+    def _forward(self, layer: Layer) -> None:
+        writes = self._outputs(layer)
+        for output in writes:
+            self._store(output, "activation", prod(layer.shape))
+        reads = [self._output(source, layer.name) for source in layer.inputs]
+        if layer.parameters:
+            reads.append(f"{layer.name}.weights")
+        self._operate(layer, "", reads, writes, layer.flops)
+
+    def _backward(self, layer: Layer) -> None:
+        rule = LAYER_KINDS[layer.kind]
+        given = [self._gradients[layer.name, reader] for reader in self._followers[layer.name]]
+        if layer.kind == "softmax":  # the labels are no tensor here: the output becomes the gradient
+            given = [f"{layer.name}.out"]
+        reads = list(given)
+        if rule.reads_output and layer.kind != "softmax":
+            reads += self._outputs(layer)
+        if rule.reads_input:
+            reads += [self._output(source, layer.name) for source in layer.inputs]
+        writes = []
+        for i, source in enumerate(layer.inputs):
+            if rule.in_place and i == 0:
+                gradient = self._next_version(given[0])
+            else:
+                gradient = f"{layer.name}.grad" + (f".{i}" if len(layer.inputs) > 1 else "")
+                self._store(gradient, "activation-gradient", prod(self._network.shape(source)))
+            self._gradients[source, layer.name] = gradient
+            writes.append(gradient)
+        if layer.parameters:
+            reads.append(f"{layer.name}.weights")
+            writes.append(self._next_version(f"{layer.name}.weights.grad"))
+        # a layer with weights computes two gradients, each as costly as its forward
+        flops = layer.flops * (2 if layer.parameters else 1)
+        self._operate(layer, ".backward", reads, writes, flops)
+
+    def _operate(
+        self, layer: Layer, suffix: str, reads: list[str], writes: list[str], flops: int
+    ) -> None:
+        touched = dict.fromkeys(reads) | dict.fromkeys(writes)
+        self._operations.append(
+            Operation(
+                name=layer.name + suffix,
+                kind=LAYER_KINDS[layer.kind].op,
+                phase="backward" if suffix else "forward",
+                reads=tuple(reads),
+                writes=tuple(writes),
+                flops=flops,
+                moved_nbytes=sum(self._nbytes[value] for value in touched),
+                recompute="random" if layer.kind == "dropout" else "pure",
+                module=layer.name,
+            )
+        )
+
+    def _outputs(self, layer: Layer) -> list[str]:
+        if layer.kind == "fork":
+            return [f"{layer.name}.out.{i}" for i in range(len(self._followers[layer.name]))]
+        return [f"{layer.name}.out"]
+
+    def _output(self, layer: str, reader: str) -> str:
+        """Return the value that *reader* reads of *layer*: a fork has a copy for each reader."""
+        if layer == "data":
+            return "data"
+        outputs = self._outputs(self._network.layers[layer])
+        return outputs[self._followers[layer].index(reader)] if len(outputs) > 1 else outputs[0]
+
+    def _next_version(self, value: str) -> str:
+        storage = value.partition("@")[0]
+        self._versions[storage] = version = self._versions.get(storage, 0) + 1
+        name = f"{storage}@{version}"
+        self._values.append(Value(name=name, storage=storage, version=version))
+        self._nbytes[name] = self._nbytes[storage]
+        return name
+
+    def _store(self, name: str, kind: Kind, numbers: int, *, alive: bool = False) -> None:
+        self._nbytes[name] = nbytes = FP32_NBYTES * numbers
+        self._storages.append(Storage(name=name, kind=kind, nbytes=nbytes, alive_at_start=alive))
+
+
+_BESIDE_WEIGHTS: Final[tuple[tuple[str, Kind], ...]] = (
+    ("grad", "parameter-gradient"),
+    ("momentum", "optimizer-state"),
+)
