@@ -85,12 +85,14 @@ class Holds:
                         if facts.packed[source] > place:
                             return None
                         sources.add(source)
-                    elif facts.death[source] <= until:  # the program's own, gone by then
-                        if facts.alive_at_start[source]:
+                    elif facts.unreachable(source, place):
+                        if facts.packed[source] >= 0 or facts.death[source] > place:
                             return None
-                        if source not in passing:
+                        if source not in passing:  # the program's own, gone by then
                             passing[source] = at
                             todo.append((source, at))
+                    elif facts.death[source] <= until:
+                        return None
         return sources, passing
 
     def _comes_anew(self, sibling: int, place: int, until: int) -> bool:

@@ -58,6 +58,7 @@ class _Recompute(Part):
             walk.hold(s)
         self._drops: dict[int, list[int]] = {}
         self._fleeting: set[int] = set()  # of memory-centric segments
+        self._returned: dict[int, None] = {}  # computed again, oldest first
 
     def start(self) -> None:
         walk = self._walk
@@ -74,14 +75,23 @@ class _Recompute(Part):
     def after(self, op: int, waiting: int | None) -> Iterable[Wish]:
         if waiting is None:
             return [Free(s) for s in self._drops.get(op, ())]
+        facts, wanted = self._walk.facts, self._walk.facts.needs[waiting]
+        self._returned.update(dict.fromkeys(facts.fresh[op]))
         if not self._fleeting:
             return ()
-        facts, wanted = self._walk.facts, self._walk.facts.needs[waiting]
         return [
             Free(s)
             for s in facts.reads[op] + facts.fresh[op]
             if s in self._fleeting and s not in wanted
         ]
+
+    def make_room(self, nbytes: int) -> Iterable[Wish]:
+        walk = self._walk
+        for s in list(self._returned):
+            if not walk.pinned(s):
+                del self._returned[s]
+                if walk.droppable(s):
+                    yield Free(s)
 
     def _too_large(self, mine: list[int]) -> set[int]:
         """Return the values of the segments that the cost-aware rule recomputes memory-centrically."""

@@ -82,8 +82,8 @@ class Walk:
     # -- for parts, at any time after ----------------------------------------------------------
 
     def resident(self, storage: int) -> bool:
-        """Whether a storage is on the device."""
-        return self.ledger.version[storage] >= 0
+        """Whether a storage is on the device, whole."""
+        return self.ledger.version[storage] >= 0 and storage not in self._absent
 
     def alive(self, storage: int) -> bool:
         """Whether some operation to come needs a storage."""
@@ -128,6 +128,8 @@ class Walk:
         facts, ledger, absent = self.facts, self.ledger, self._absent
         needs, before, limit = facts.needs, self._before, self._limit
         surge = [ledger.inside(op) + fresh for op, fresh in enumerate(facts.fresh_nbytes)]
+        if facts.program_frees:
+            self._free_for_program(0)
         if facts.trace.places == "saves":
             self._walk_stretches(surge)
         else:
@@ -271,7 +273,7 @@ class Walk:
         s = wish.storage
         facts, place = self.facts, self._place
         version = self.ledger.version[s]
-        if version < 0:
+        if version < 0 or s in self._absent:  # not here, or half computed again
             return
         if self._holds.last[s] > self.done:
             if not facts.is_place[place]:
@@ -297,6 +299,7 @@ class Walk:
         version = ledger.version[s]
         if (
             version < 0
+            or s in self._absent
             or not facts.managed[s]
             or not self.alive(s)
             or self._place < facts.packed[s]

@@ -134,6 +134,10 @@ class _Checker:
         for s, needed in zip(facts.reads[op], facts.versions[op], strict=True):
             if version[s] != needed:
                 self._fault_input(position, op, s, needed)
+            if self._next_op < facts.death[s] and facts.unreachable(s, self._next_op):
+                self._fault(
+                    "recipe", position, f"{name!r} would read {facts.names[s]!r}, in the program's hands"
+                )
         for s in facts.fresh[op]:
             if version[s] >= 0:
                 self._fault("rerun", position, f"Rerun of {name!r} onto {facts.names[s]!r}, present")

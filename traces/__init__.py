@@ -1,8 +1,10 @@
 """What a training step is: the model, its files, the networks of the paper."""
 
+from .catalog import find_trace, trace_maker, trace_names
 from .facts import Facts
 from .file import read_trace, write_trace
 from .model import Algorithm, Operation, Release, Save, Storage, Trace, Value
+from .randomized import random_trace
 
 __all__ = [
     "Algorithm",
@@ -13,6 +15,10 @@ __all__ = [
     "Storage",
     "Trace",
     "Value",
+    "find_trace",
+    "random_trace",
     "read_trace",
+    "trace_maker",
+    "trace_names",
     "write_trace",
 ]

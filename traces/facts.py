@@ -27,7 +27,7 @@ class Facts:
 
     Of a storage: *nbytes*, *scheduled* (it counts as the paper's data), *managed* (policies may
     give up its device copy, at places from *absent_from* to before *absent_until*), *packed* (the
-    place of its last pack), *writers* in order, *last_use*, *death* (the place where the program is done with it; beyond the last place
+    place of its last pack, -1 if it is not saved), *writers* in order, *last_use*, *death* (the place where the program is done with it; beyond the last place
     if it outlives the step), *leave* and *back* (the operations around its idle time between
     forward and backward, -1 if it has none).
     """
@@ -190,7 +190,7 @@ class Facts:
         self.managed: Final = [False] * self.storage_count
         self.absent_from: Final = [count + 1] * self.storage_count
         self.absent_until: Final = [0] * self.storage_count
-        self.packed: Final = [0] * self.storage_count
+        self.packed: Final = [0 if everywhere else -1] * self.storage_count
         self.needs: Final = list(self.reads)
         for i, passing in enumerate(self.updates):
             if passing:
@@ -217,6 +217,8 @@ class Facts:
                 )
             packed, unpacked, freed = saves.get(s, (0, count + 1, 0))
             self.death[s] = max(release, freed)
+            if s in saves:
+                self.packed[s] = packed
             if done > self.death[s] or any(
                 release <= use < unpacked for use in self._uses_from(s, release)
             ):
@@ -225,7 +227,6 @@ class Facts:
             if s in saves and start < unpacked and not self.alive_at_start[s]:
                 self.managed[s] = True
                 self.absent_from[s], self.absent_until[s] = start, unpacked
-                self.packed[s] = packed
                 if unpacked < count and s not in self.needs[unpacked]:
                     self.needs[unpacked] += (s,)
                     self.last_use[s] = max(self.last_use[s], unpacked)
@@ -353,11 +354,15 @@ class Facts:
         """Return the operations that write storage *s*, first to *version*, in order."""
         return self.writers[s][: version if self.alive_at_start[s] else version + 1]
 
+    def unreachable(self, s: int, place: int) -> bool:
+        """Whether a driver at *place* has no hold of *s*: neither lasting nor packed by then."""
+        return not self.alive_at_start[s] and not 0 <= self.packed[s] <= place
+
     def unpacked_source(self, s: int, version: int, place: int) -> int:
         """Return a source of *s* that autograd has not packed by *place*; -1 if there is none.
 
-        Sources are what computing that version again starts from: storages that policies manage.
-        Those that live only inside the program are computed again on the way.
+        Sources are what computing that version again starts from: what is saved, or there from
+        the start. Storages that live only inside the program are computed again on the way.
         """
         todo, seen = [(s, version)], {s}
         while todo:
@@ -366,7 +371,7 @@ class Facts:
                     if source in seen or self.alive_at_start[source]:
                         continue
                     seen.add(source)
-                    if not self.managed[source]:
+                    if self.packed[source] < 0:
                         todo.append((source, at))
                     elif self.packed[source] > place:
                         return source

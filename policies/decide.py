@@ -1,0 +1,94 @@
+"""Decide: ask a policy for its schedule, and prove it before anybody uses it."""
+
+import gc
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from ..errors import DoesNotFit, IllegalSchedule, InvalidInput, PolicyFailed, SuperneuronsError
+from ..machines import Machine
+from ..notation import format_bytes
+from ..schedules import Ledger, Schedule, check
+from ..traces import Trace
+from .base import Policy
+from .registry import distribution_of
+
+
+class Decision(NamedTuple):
+    """A schedule that has been proved, and the ledger of the proof."""
+
+    schedule: Schedule
+    ledger: Ledger
+
+
+def decide(
+    policy: Policy, trace: Trace, machine: Machine, budget: int | None = None
+) -> Decision:
+    """Return *policy*'s schedule of *trace*, proved.
+
+    Raises InvalidInput if the trace lacks what the policy needs, DoesNotFit if *budget* is below
+    what a single operation needs, PolicyFailed if the policy raises, returns something that is no
+    schedule, or makes one that breaks a rule.
+    """
+    _require_facts(policy, trace)
+    _require_floor(trace, budget)
+    with _without_collector():
+        schedule = _ask(policy, trace, machine, budget)
+        try:
+            return Decision(schedule, check(trace, schedule))
+        except (IllegalSchedule, InvalidInput) as error:
+            raise PolicyFailed(f"{_name(policy)} made a schedule that is refused: {error}") from error
+
+
+def _ask(policy: Policy, trace: Trace, machine: Machine, budget: int | None) -> Schedule:
+    try:
+        schedule: object = policy.schedule(trace, machine, budget)
+    except PolicyFailed as error:
+        raise PolicyFailed(f"{_name(policy)}: {error}") from error
+    except SuperneuronsError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise PolicyFailed(
+            f"{_name(policy)} raised {type(error).__name__}: {error} "
+            f"({last.filename}, line {last.lineno}, in {last.name})"
+        ) from error
+    if not isinstance(schedule, Schedule):
+        raise PolicyFailed(f"{_name(policy)} returned {schedule!r}, which is no Schedule")
+    return schedule
+
+
+def _name(policy: Policy) -> str:
+    return f"policy {policy!r} of {distribution_of(policy)}"
+
+
+def _require_facts(policy: Policy, trace: Trace) -> None:
+    missing = getattr(policy, "needs", frozenset()) - trace.has
+    if missing:
+        raise InvalidInput(
+            f"policy {policy!r} needs {', '.join(sorted(missing))}; "
+            f"trace {trace.name!r} has {', '.join(sorted(trace.has))}"
+        )
+
+
+def _require_floor(trace: Trace, budget: int | None) -> None:
+    facts = trace.facts
+    if budget is not None and budget < facts.floor_nbytes:
+        raise DoesNotFit(
+            f"no policy fits {trace.name!r} into {format_bytes(budget)}: "
+            f"operation {facts.op_names[facts.floor_op]!r} alone, with what is always there, needs "
+            f"{format_bytes(facts.floor_nbytes)} ({facts.floor_nbytes - budget} bytes more)"
+        )
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Hold the garbage collector off: a schedule makes a million objects and no cycle."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

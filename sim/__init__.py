@@ -1,0 +1,14 @@
+"""Simulate: from a schedule to a report. Lanes, links, allocators."""
+
+from .allocators import Allocator, ExactBytes
+from .device import Observer
+from .simulate import play, simulate, simulate_schedule
+
+__all__ = [
+    "Allocator",
+    "ExactBytes",
+    "Observer",
+    "play",
+    "simulate",
+    "simulate_schedule",
+]

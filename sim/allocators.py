@@ -1,0 +1,87 @@
+"""Allocators: what the device reserves for the bytes that a schedule asks for.
+
+Memory is decided by order, so an allocator sees the allocations and frees of a schedule in
+instruction order, without a clock. Whether a schedule fits is judged on what it reserves.
+"""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ..errors import UnknownName
+from ..schedules import Fetch, Free, Rerun, Run, Schedule
+from ..traces import Trace
+
+WORKSPACE: Final = -1
+"""The block of an operation's workspace and transients, there only while it runs."""
+
+
+class Allocator(Protocol):
+    """The interface: blocks come and go by number; *reserved_peak_nbytes* is the most it took."""
+
+    reserved_peak_nbytes: int
+
+    def allocate(self, block: int, nbytes: int) -> None:
+        """Give *nbytes* to a block that has none."""
+        ...
+
+    def free(self, block: int) -> None:
+        """Take a block's bytes back."""
+        ...
+
+
+class ExactBytes:
+    """Reserves each byte that is asked for and no more."""
+
+    def __init__(self) -> None:
+        self.reserved_peak_nbytes = 0
+        self._nbytes = 0
+        self._blocks: dict[int, int] = {}
+
+    def allocate(self, block: int, nbytes: int) -> None:
+        """Give *nbytes* to a block."""
+        self._blocks[block] = nbytes
+        self._nbytes += nbytes
+        if self._nbytes > self.reserved_peak_nbytes:
+            self.reserved_peak_nbytes = self._nbytes
+
+    def free(self, block: int) -> None:
+        """Take a block's bytes back."""
+        self._nbytes -= self._blocks.pop(block)
+
+
+ALLOCATORS: Final[dict[str, Callable[[], Allocator]]] = {"exact": ExactBytes}
+
+
+def new_allocator(name: str) -> Allocator:
+    """Return a fresh allocator by its name in machine files. Raises UnknownName."""
+    if name not in ALLOCATORS:
+        raise UnknownName(f"no allocator {name!r}; there are: {', '.join(sorted(ALLOCATORS))}")
+    return ALLOCATORS[name]()
+
+
+def occupy(trace: Trace, schedule: Schedule, allocator: Allocator) -> None:
+    """Put the allocations and frees of a schedule to *allocator*, in instruction order."""
+    facts = trace.facts
+    nbytes, fresh = facts.nbytes, facts.fresh
+    inside = [op.workspace_nbytes + op.transient_nbytes for op in trace.operations]
+    allocate, free = allocator.allocate, allocator.free
+    for s, alive in enumerate(facts.alive_at_start):
+        if alive:
+            allocate(s, nbytes[s])
+    for step in schedule.instructions:
+        if type(step) is Run or type(step) is Rerun:
+            op = step.op
+            for s in fresh[op]:
+                allocate(s, nbytes[s])
+            taken = inside[op]
+            if type(step) is Run and step.algorithm:
+                operation = trace.operations[op]
+                taken = operation.algorithms[step.algorithm - 1].workspace_nbytes
+                taken += operation.transient_nbytes
+            if taken:
+                allocate(WORKSPACE, taken)
+                free(WORKSPACE)
+        elif type(step) is Free:
+            free(step.storage)
+        elif type(step) is Fetch:
+            allocate(step.storage, nbytes[step.storage])

@@ -1,0 +1,45 @@
+"""Finding traces: a file, or a built-in name with parameters."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from ..errors import UnknownName
+from ..notation import build, parse_call
+from .alexnet import alexnet
+from .chain import chain
+from .file import SUFFIXES, read_trace
+from .model import Trace
+from .randomized import randomized
+
+BUILTIN: Final[dict[str, Callable[..., Trace]]] = {
+    "alexnet": alexnet,
+    "chain": chain,
+    "random": randomized,
+}
+
+
+def find_trace(text: str) -> Trace:
+    """Return a trace by file name or by built-in name with parameters: `alexnet:batch=200`.
+
+    Raises UnknownName, InvalidInput for a wrong parameter or file, InvalidTrace.
+    """
+    if text.endswith(SUFFIXES):
+        return read_trace(Path(text))
+    call = parse_call(text)
+    return build(trace_maker(call.name), call, "trace")
+
+
+def trace_names() -> list[str]:
+    """Return the names of the built-in traces."""
+    return sorted(BUILTIN)
+
+
+def trace_maker(name: str) -> Callable[..., Trace]:
+    """Return what makes the built-in traces called *name*. Raises UnknownName."""
+    if name not in BUILTIN:
+        raise UnknownName(
+            f"no trace {name!r}; there are: {', '.join(trace_names())}, "
+            f"or give a file that ends in {', '.join(SUFFIXES)}"
+        )
+    return BUILTIN[name]
