@@ -117,6 +117,7 @@ class _Reader:
             launch_ns=self._quantity("launch_time", "ns"),
             tiers=tuple(self._tier(tier) for tier in tiers),
             allocator=self._text("allocator"),
+            written={key: str(figure.value) for key, figure in self._figures.items()},
             sources={key: figure.source for key, figure in self._figures.items()},
         )
 

@@ -41,8 +41,9 @@ class Machine(Struct, frozen=True, kw_only=True):
     """A device, its rates and its tiers.
 
     *flops_per_s* and *bytes_per_s* are the device's arithmetic and memory rate, for operations
-    without a measured time; *launch_ns* what the host takes to issue one operation. *sources*
-    says for each figure, by its name in the machine file, where it comes from.
+    without a measured time; *launch_ns* what the host takes to issue one operation. *written*
+    and *sources* give each figure, by its name in the machine file, as written there and where it
+    comes from.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     launch_ns: int
     tiers: tuple[Tier, ...]
     allocator: str
+    written: Mapping[str, str]
     sources: Mapping[str, str]
 
     def tier(self, name: str) -> Tier | None:

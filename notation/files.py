@@ -41,7 +41,9 @@ def read_data(path: Path, header: str, what: str) -> dict[str, object]:
         reason = " ".join(str(error).split())
         raise InvalidInput(f"{path}: cannot be read as {what}: {reason}") from None
     if not isinstance(data, dict):
-        raise InvalidInput(f"{path}: is no {what}: it holds no mapping with a line 'format: {header}'")
+        raise InvalidInput(
+            f"{path}: is no {what}: it holds no mapping with a line 'format: {header}'"
+        )
     found = data.pop("format", None)
     if found != header:
         kind, _, version = header.partition("/")
@@ -70,7 +72,9 @@ def write_data(path: Path, header: str, data: dict[str, object]) -> None:
 def write_bytes(path: Path, raw: bytes) -> None:
     """Write the file at *path* whole or not at all. Raises InvalidInput where that fails."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
             file.write(raw)
         try:
             mask = os.umask(0)

@@ -89,8 +89,9 @@ def describe(target: Callable[..., object]) -> str:
 
 
 def _hints(target: Callable[..., object]) -> dict[str, Any]:
-    owner = target.__init__ if isinstance(target, type) else target
-    return get_type_hints(owner, include_extras=True)
+    return get_type_hints(
+        vars(target)["__init__"] if isinstance(target, type) else target, include_extras=True
+    )
 
 
 def _convert(text: str, hint: Any, where: str) -> object:

@@ -1,16 +1,13 @@
 """Decide: ask a policy for its schedule, and prove it before anybody uses it."""
 
-import gc
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from ..errors import DoesNotFit, IllegalSchedule, InvalidInput, PolicyFailed, SuperneuronsError
 from ..machines import Machine
 from ..notation import format_bytes
 from ..schedules import Ledger, Schedule, check
-from ..traces import Trace
+from ..traces import Trace, without_collector
 from .base import Policy
 from .registry import distribution_of
 
@@ -22,9 +19,7 @@ class Decision(NamedTuple):
     ledger: Ledger
 
 
-def decide(
-    policy: Policy, trace: Trace, machine: Machine, budget: int | None = None
-) -> Decision:
+def decide(policy: Policy, trace: Trace, machine: Machine, budget: int | None = None) -> Decision:
     """Return *policy*'s schedule of *trace*, proved.
 
     Raises InvalidInput if the trace lacks what the policy needs, DoesNotFit if *budget* is below
@@ -33,12 +28,14 @@ def decide(
     """
     _require_facts(policy, trace)
     _require_floor(trace, budget)
-    with _without_collector():
+    with without_collector():
         schedule = _ask(policy, trace, machine, budget)
         try:
             return Decision(schedule, check(trace, schedule))
         except (IllegalSchedule, InvalidInput) as error:
-            raise PolicyFailed(f"{_name(policy)} made a schedule that is refused: {error}") from error
+            raise PolicyFailed(
+                f"{_name(policy)} made a schedule that is refused: {error}"
+            ) from error
 
 
 def _ask(policy: Policy, trace: Trace, machine: Machine, budget: int | None) -> Schedule:
@@ -64,7 +61,8 @@ def _name(policy: Policy) -> str:
 
 
 def _require_facts(policy: Policy, trace: Trace) -> None:
-    missing = getattr(policy, "needs", frozenset()) - trace.has
+    needs: frozenset[str] = getattr(policy, "needs", frozenset())
+    missing = needs - trace.has
     if missing:
         raise InvalidInput(
             f"policy {policy!r} needs {', '.join(sorted(missing))}; "
@@ -81,14 +79,3 @@ def _require_floor(trace: Trace, budget: int | None) -> None:
             f"{format_bytes(facts.floor_nbytes)} ({facts.floor_nbytes - budget} bytes more)"
         )
 
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Hold the garbage collector off: a schedule makes a million objects and no cycle."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -49,6 +49,4 @@ class Forecast:
 
     def free(self, s: int) -> None:
         """A device copy is given up: the compute lane waits for what is in flight."""
-        self.now_ns = max(
-            self.now_ns, self.copied_ns.get(s, 0), self.fetched_ns.pop(s, 0)
-        )
+        self.now_ns = max(self.now_ns, self.copied_ns.get(s, 0), self.fetched_ns.pop(s, 0))

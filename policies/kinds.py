@@ -25,6 +25,8 @@ def checkpoints(facts: Facts, kinds: tuple[str, ...]) -> list[bool]:
     wanted = frozenset(kinds)
     operations = facts.trace.operations
     return [
-        bool(writers) and operations[writers[0]].phase == "forward" and operations[writers[0]].kind in wanted
+        bool(writers)
+        and operations[writers[0]].phase == "forward"
+        and operations[writers[0]].kind in wanted
         for writers in facts.writers
     ]

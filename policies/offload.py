@@ -41,8 +41,13 @@ class Offload(Component):
 
     def __post_init__(self) -> None:
         if self.lookahead < 0:
-            raise InvalidInput(f"offload: a lookahead of {self.lookahead} is negative; 0 is on demand")
-        if self.release not in ("immediate", "arrival", "pressure") and not self.release.isdecimal():
+            raise InvalidInput(
+                f"offload: a lookahead of {self.lookahead} is negative; 0 is on demand"
+            )
+        if (
+            self.release not in ("immediate", "arrival", "pressure")
+            and not self.release.isdecimal()
+        ):
             raise InvalidInput(
                 f"offload: release is {self.release!r}; it is immediate, arrival, pressure or a number"
             )

@@ -280,7 +280,9 @@ class Walk:
                 self._deferred.append(wish)
                 return
             if (
-                not (facts.absent_from[s] <= place < facts.absent_until[s] or place >= facts.death[s])
+                not (
+                    facts.absent_from[s] <= place < facts.absent_until[s] or place >= facts.death[s]
+                )
                 or self.pinned(s)
                 or not (self.droppable(s) or self._tier_of(s, version))
             ):

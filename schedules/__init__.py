@@ -1,6 +1,7 @@
 """A step with memory decisions in it: instructions, ledger, checker, files."""
 
 from .checker import check
+from .file import read_schedule, write_schedule
 from .instructions import Copy, Discard, Fetch, Free, Instruction, Rerun, Run
 from .ledger import Ledger
 from .schedule import Schedule
@@ -18,4 +19,6 @@ __all__ = [
     "Schedule",
     "Timing",
     "check",
+    "read_schedule",
+    "write_schedule",
 ]

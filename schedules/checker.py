@@ -86,7 +86,9 @@ class _Checker:
                 if not 0 <= s < facts.storage_count:
                     self._fault("resident", position, f"there is no storage {s}")
                 if version[s] < 0:
-                    self._fault("resident", position, f"Free of {facts.names[s]!r}, which is absent")
+                    self._fault(
+                        "resident", position, f"Free of {facts.names[s]!r}, which is absent"
+                    )
                 if not (free_anywhere and managed[s]):
                     self._prove_free(position, s, next_op)
                 free(s)
@@ -136,11 +138,15 @@ class _Checker:
                 self._fault_input(position, op, s, needed)
             if self._next_op < facts.death[s] and facts.unreachable(s, self._next_op):
                 self._fault(
-                    "recipe", position, f"{name!r} would read {facts.names[s]!r}, in the program's hands"
+                    "recipe",
+                    position,
+                    f"{name!r} would read {facts.names[s]!r}, in the program's hands",
                 )
         for s in facts.fresh[op]:
             if version[s] >= 0:
-                self._fault("rerun", position, f"Rerun of {name!r} onto {facts.names[s]!r}, present")
+                self._fault(
+                    "rerun", position, f"Rerun of {name!r} onto {facts.names[s]!r}, present"
+                )
 
     def _prove_copy(self, position: int, s: int, tier: str) -> None:
         facts, ledger = self._facts, self._ledger
@@ -151,7 +157,9 @@ class _Checker:
         if self._next_op < facts.packed[s]:
             self._fault("managed", position, f"Copy of {name!r} before its last pack")
         if ledger.copies[tier][s] >= 0:
-            self._fault("tier", position, f"Copy of {name!r} to {tier}, which holds one: Discard it")
+            self._fault(
+                "tier", position, f"Copy of {name!r} to {tier}, which holds one: Discard it"
+            )
         free = ledger.capacity[tier] - ledger.tier_nbytes[tier]
         if facts.nbytes[s] > free:
             self._fault(
@@ -163,7 +171,9 @@ class _Checker:
     def _prove_fetch(self, position: int, s: int, tier: str) -> None:
         self._prove_held(position, "Fetch", s, tier)
         if self._ledger.version[s] >= 0:
-            self._fault("resident", position, f"Fetch of {self._facts.names[s]!r}, which is present")
+            self._fault(
+                "resident", position, f"Fetch of {self._facts.names[s]!r}, which is present"
+            )
 
     def _prove_held(self, position: int, what: str, s: int, tier: str) -> None:
         self._prove_movable(position, what, s, tier)
@@ -217,7 +227,9 @@ class _Checker:
         for s in self._facts.program_frees.get(op, ()):
             if s not in self._program_freed:
                 name = self._facts.names[s]
-                self._fault("program", position, f"{name!r} is still here where the program frees it")
+                self._fault(
+                    "program", position, f"{name!r} is still here where the program frees it"
+                )
 
     def _prove_end(self, position: int, next_op: int) -> None:
         facts, ledger = self._facts, self._ledger
@@ -236,7 +248,9 @@ class _Checker:
                 self._fault("end", position, f"{facts.names[s]!r} is still in {tier}")
         short = self._schedule.short_nbytes
         if ledger.short != short:
-            self._fault("limit", position, f"it claims to be {short} bytes short; it is {ledger.short}")
+            self._fault(
+                "limit", position, f"it claims to be {short} bytes short; it is {ledger.short}"
+            )
 
     def _fault(self, rule: str, position: int, sentence: str) -> Never:
         raise IllegalSchedule(rule, position, sentence)

@@ -16,7 +16,7 @@ import simpy
 from msgspec import Struct
 
 from ..machines import Tier
-from ..schedules import Copy, Fetch, Free, Instruction, Rerun, Run, Timing
+from ..schedules import Copy, Fetch, Instruction, Rerun, Run, Timing
 from ..traces import Facts
 from .lanes import Lane, PrivateLink, SharedLink, Steps, Transfer
 
@@ -35,6 +35,10 @@ class Observer(Protocol):
 
     def passed(self, position: int, start_ns: int, end_ns: int) -> None:
         """The compute lane has passed an instruction, which held it from *start_ns* to *end_ns*."""
+        ...
+
+    def stalled(self, stall: Stall, start_ns: int) -> None:
+        """The compute lane has waited from *start_ns* on."""
         ...
 
     def launched(self, op: int, start_ns: int, end_ns: int) -> None:
@@ -156,6 +160,9 @@ class Device:
     ) -> int:
         """Account for a wait of the compute lane and return the time after it."""
         if transfer.done_ns > now:
-            self.stalls.append(Stall(position, transfer.storage, reason, transfer.done_ns - now))
+            stall = Stall(position, transfer.storage, reason, transfer.done_ns - now)
+            self.stalls.append(stall)
+            if self._observer is not None:
+                self._observer.stalled(stall, now)
             return transfer.done_ns
         return now

@@ -1,6 +1,7 @@
 """What a training step is: the model, its files, the networks of the paper."""
 
 from .catalog import find_trace, trace_maker, trace_names
+from .collector import without_collector
 from .facts import Facts
 from .file import read_trace, write_trace
 from .model import Algorithm, Operation, Release, Save, Storage, Trace, Value
@@ -20,5 +21,6 @@ __all__ = [
     "read_trace",
     "trace_maker",
     "trace_names",
+    "without_collector",
     "write_trace",
 ]

@@ -45,7 +45,9 @@ class _Random:
         rng = self._rng
         parameters = [self._store("parameter", alive=True) for _ in range(rng.randint(1, 3))]
         self._parameters = parameters
-        self._parameter_gradients = [self._store("parameter-gradient", alive=True) for _ in parameters]
+        self._parameter_gradients = [
+            self._store("parameter-gradient", alive=True) for _ in parameters
+        ]
         self._statistics = self._store("optimizer-state", alive=True)
         self._batch = self._store("input", alive=True)
         touched = [self._forward_operation(i) for i in range(self._ops)]
@@ -89,7 +91,9 @@ class _Random:
         updates = [self._next(self._statistics)] if rng.random() < 0.1 else []
         recompute = rng.choice(_RECOMPUTE)
         self._operate(rng.choice(_KINDS), "forward", reads, writes, updates, recompute)
-        return [(s, self._version[s]) for s in dict.fromkeys((*sources, *outputs)) if s in self._forward]
+        return [
+            (s, self._version[s]) for s in dict.fromkeys((*sources, *outputs)) if s in self._forward
+        ]
 
     def _backward_operation(self, i: int, wanted: list[str]) -> None:
         """Add the backward of forward operation *i*, reading some of what is *wanted*."""
@@ -100,7 +104,9 @@ class _Random:
         if self._places == "saves":
             for s in saved:
                 value = self._current(s)
-                self._saves.append(Save(value=value, packed=rng.randint(i + 1, self._ops), unpacked=place))
+                self._saves.append(
+                    Save(value=value, packed=rng.randint(i + 1, self._ops), unpacked=place)
+                )
         above = self._sample(self._gradients[-3:], 2) if self._gradients else []
         reads += [self._current(gradient) for gradient in above]
         if above and rng.random() < 0.3:
@@ -137,9 +143,10 @@ class _Random:
                     )
                 continue
             if storage.name in saved and rng.random() < 0.8:  # else the program keeps it itself
-                last = max(
-                    [i for i in range(self._ops) if self._touches(i, storage.name)], default=0
-                ) + 1
+                last = (
+                    max([i for i in range(self._ops) if self._touches(i, storage.name)], default=0)
+                    + 1
+                )
             self._releases.append(
                 Release(storage=storage.name, place=min(end, last + rng.choice((0, 0, 0, 1, 4))))
             )

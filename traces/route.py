@@ -10,13 +10,13 @@ def execution_route(successors: Mapping[str, Sequence[str]]) -> list[str]:
     several predecessors is visited when the last of them has been; successors are then followed
     in list order. The backward route is the same on reversed edges: see `reverse`.
     """
-    predecessors = {layer: 0 for layer in successors}
+    predecessors = dict.fromkeys(successors, 0)
     for following in successors.values():
         for layer in following:
             predecessors[layer] += 1
     waiting = dict(predecessors)
     route: list[str] = []
-    stack = [layer for layer in reversed(successors) if predecessors[layer] == 0]
+    stack = [layer for layer in reversed(list(successors)) if predecessors[layer] == 0]
     while stack:
         layer = stack.pop()
         if waiting[layer] > 1:  # a join: the last branch to arrive goes on
@@ -29,7 +29,7 @@ def execution_route(successors: Mapping[str, Sequence[str]]) -> list[str]:
 
 def reverse(successors: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Return the same graph with its edges turned round, last layer first."""
-    turned: dict[str, list[str]] = {layer: [] for layer in reversed(successors)}
+    turned: dict[str, list[str]] = {layer: [] for layer in reversed(list(successors))}
     for layer, following in successors.items():
         for successor in following:
             turned[successor].append(layer)

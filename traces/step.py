@@ -32,7 +32,9 @@ class _Step:
         self._operations: list[Operation] = []
         self._nbytes: dict[str, int] = {}  # of values and storages alike
         self._versions: dict[str, int] = {}
-        self._gradients: dict[tuple[str, str], str] = {}  # (layer, reader) -> gradient of the output
+        self._gradients: dict[
+            tuple[str, str], str
+        ] = {}  # (layer, reader) -> gradient of the output
 
     def trace(self, name: str) -> Trace:
         network = self._network
@@ -41,7 +43,9 @@ class _Step:
             if layer.parameters:
                 self._store(f"{layer.name}.weights", "parameter", layer.parameters, alive=True)
                 for suffix, kind in _BESIDE_WEIGHTS:
-                    self._store(f"{layer.name}.weights.{suffix}", kind, layer.parameters, alive=True)
+                    self._store(
+                        f"{layer.name}.weights.{suffix}", kind, layer.parameters, alive=True
+                    )
         for layer_name in execution_route(self._followers):
             if layer_name != "data":
                 self._forward(network.layers[layer_name])
@@ -73,7 +77,9 @@ class _Step:
     def _backward(self, layer: Layer) -> None:
         rule = LAYER_KINDS[layer.kind]
         given = [self._gradients[layer.name, reader] for reader in self._followers[layer.name]]
-        if layer.kind == "softmax":  # the labels are no tensor here: the output becomes the gradient
+        if (
+            layer.kind == "softmax"
+        ):  # the labels are no tensor here: the output becomes the gradient
             given = [f"{layer.name}.out"]
         reads = list(given)
         if rule.reads_output and layer.kind != "softmax":

@@ -1,0 +1,177 @@
+"""The command line: thin. It finds things by name, asks for a report, and prints it."""
+
+import inspect
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import InvalidInput, SuperneuronsError
+
+
+class _Commands(click.Group):
+    """Turns our errors into one sentence and exit status 2; a traceback is for our own mistakes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SuperneuronsError as error:
+            click.echo(f"superneurons: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="superneurons")
+def main() -> None:
+    """Simulate GPU-memory schedules for DNN training: what a memory policy costs."""
+
+
+@main.command()
+@click.argument("trace")
+@click.option(
+    "--machine", required=True, help="A name or file, with overrides: k40c:host_to_device=12GB/s"
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    default=("baseline,liveness,liveness+offload,superneurons",),
+    show_default=True,
+    help="Policies to compare, with parameters: liveness+offload:lookahead=3",
+)
+@click.option("--budget", help="Bound the device memory: 6GiB")
+@click.option("--json", "as_json", is_flag=True, help="Print everything, as a list of objects.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False), help="Draw memory over the step (PNG, SVG, PDF)."
+)
+@click.option(
+    "--timeline", type=click.Path(dir_okay=False), help="Write a Chrome/Perfetto trace (JSON)."
+)
+@click.option(
+    "--schedule", type=click.Path(dir_okay=False), help="Save the decisions of one policy (JSON)."
+)
+def simulate(
+    trace: str,
+    machine: str,
+    policies: tuple[str, ...],
+    budget: str | None,
+    as_json: bool,
+    plot: str | None,
+    timeline: str | None,
+    schedule: str | None,
+) -> None:
+    """Say what each policy costs on TRACE: a file, or a name with parameters (alexnet:batch=200)."""
+    from .machines import find_machine
+    from .notation import parse_bytes, parse_calls
+    from .policies import decide, find_policy
+    from .reports import Timeline, print_table, write_timeline
+    from .schedules import write_schedule
+    from .sim import Recorder, play
+    from .traces import find_trace
+
+    names = [name for text in policies for name in parse_calls(text)]
+    if schedule and len(names) != 1:
+        raise InvalidInput(f"--schedule saves the decisions of one policy; {len(names)} are given")
+    asked = [find_policy(name) for name in names]
+    on = find_machine(machine)
+    limit = None if budget is None else parse_bytes(budget)
+    step = find_trace(trace)
+    reports = []
+    timelines: dict[str, Timeline] = {}
+    for policy in asked:
+        decision = decide(policy, step, on, limit)
+        recorder = Recorder(step) if timeline else None
+        report = play(step, decision, on, recorder)
+        reports.append(report)
+        if recorder is not None:
+            timelines[report.policy] = recorder.timeline(decision.schedule)
+        if schedule:
+            write_schedule(decision.schedule, step, schedule)
+    if plot:
+        from .reports.plot import plot_memory
+
+        plot_memory(reports, plot)
+    if timeline:
+        write_timeline(timelines, timeline)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(reports), indent=2).decode())
+    else:
+        print_table(reports)
+
+
+@main.command()
+@click.argument("trace")
+@click.argument("file", type=click.Path(dir_okay=False))
+def check(trace: str, file: str) -> None:
+    """Prove the schedule in FILE over TRACE, the one that it was made for."""
+    from .notation import format_bytes
+    from .schedules import check as prove
+    from .schedules import read_schedule
+    from .traces import find_trace
+
+    step = find_trace(trace)
+    schedule = read_schedule(file, step)
+    ledger = prove(step, schedule)
+    click.echo(
+        f"{file}: legal. {len(schedule.instructions)} instructions of {schedule.policy} over "
+        f"{step.name}; step peak {format_bytes(max(ledger.step_nbytes, default=0))}, device peak "
+        f"{format_bytes(ledger.device_peak_nbytes)} of {format_bytes(schedule.limit_nbytes)}."
+    )
+    if schedule.short_nbytes:
+        click.echo(f"It says itself that it is {schedule.short_nbytes} bytes short.")
+
+
+@main.command()
+@click.argument("name", required=False)
+def traces(name: str | None) -> None:
+    """List the built-in traces, or explain one."""
+    from .traces import trace_maker, trace_names
+
+    if name is None:
+        _list({each: trace_maker(each) for each in trace_names()})
+    else:
+        _explain(name, trace_maker(name))
+
+
+@main.command()
+@click.argument("name", required=False)
+def policies(name: str | None) -> None:
+    """List the policies, built in and installed, or print the manual of one."""
+    from .policies import policy_maker, policy_names
+
+    if name is None:
+        _list({each: policy_maker(each) for each in policy_names()})
+    else:
+        _explain(name, policy_maker(name))
+
+
+@main.command()
+@click.argument("name", required=False)
+def machines(name: str | None) -> None:
+    """List the built-in machines, or show the figures of one with their sources."""
+    from .machines import find_machine, machine_names
+
+    if name is None:
+        width = max(map(len, machine_names()))
+        for each in machine_names():
+            click.echo(f"{each:{width}}  {find_machine(each).description}")
+        return
+    machine = find_machine(name)
+    click.echo(f"{machine.name}: {machine.description}\n")
+    for key, source in machine.sources.items():
+        click.echo(f"{key} = {machine.written[key]}\n    {source}")
+
+
+def _list(makers: dict[str, Any]) -> None:
+    width = max(map(len, makers))
+    for name, maker in makers.items():
+        click.echo(f"{name:{width}}  {(inspect.getdoc(maker) or '').partition(chr(10))[0]}")
+
+
+def _explain(name: str, maker: Any) -> None:
+    from .notation import describe
+
+    parameters = describe(maker)
+    click.echo(f"{name}{':' if parameters else ''}{parameters}\n\n{inspect.getdoc(maker) or ''}")

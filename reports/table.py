@@ -1,0 +1,41 @@
+"""Reports as a table on the terminal."""
+
+from collections.abc import Sequence
+
+from ..notation import format_bytes, format_ns
+from .report import Report
+
+
+def print_table(reports: Sequence[Report]) -> None:
+    """Print one row a report, and below it in words what does not fit."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 120, highlight=False)
+    table = Table(box=SIMPLE_HEAD, title=_title(reports[0]), title_justify="left", pad_edge=False)
+    table.add_column("policy", overflow="fold")
+    for column in ("step peak", "device peak", "reserved", "fits", "step time", "stall"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for report in reports:
+        table.add_row(
+            report.policy,
+            format_bytes(report.step_peak_bytes),
+            format_bytes(report.device_peak_bytes),
+            format_bytes(report.reserved_peak_bytes),
+            "yes" if report.fits else "no",
+            format_ns(report.step_time_ns),
+            format_ns(report.stall_ns),
+        )
+    console.print(table)
+    for report in reports:
+        if not report.fits:
+            console.print(report.why, soft_wrap=True, markup=False)
+
+
+def _title(report: Report) -> str:
+    limit = "budget" if report.budget_bytes is not None else "memory"
+    return (
+        f"{report.trace} on {report.machine}, {limit} {format_bytes(report.limit_bytes)}, "
+        f"{report.ops} operations, times: {report.times}"
+    )
