@@ -24,8 +24,8 @@ class Allocator(Protocol):
         """Give *nbytes* to a block that has none."""
         ...
 
-    def free(self, block: int) -> None:
-        """Take a block's bytes back."""
+    def free(self, block: int, nbytes: int) -> None:
+        """Take the *nbytes* of a block back."""
         ...
 
 
@@ -35,18 +35,16 @@ class ExactBytes:
     def __init__(self) -> None:
         self.reserved_peak_nbytes = 0
         self._nbytes = 0
-        self._blocks: dict[int, int] = {}
 
     def allocate(self, block: int, nbytes: int) -> None:
         """Give *nbytes* to a block."""
-        self._blocks[block] = nbytes
         self._nbytes += nbytes
         if self._nbytes > self.reserved_peak_nbytes:
             self.reserved_peak_nbytes = self._nbytes
 
-    def free(self, block: int) -> None:
-        """Take a block's bytes back."""
-        self._nbytes -= self._blocks.pop(block)
+    def free(self, block: int, nbytes: int) -> None:
+        """Take the *nbytes* of a block back."""
+        self._nbytes -= nbytes
 
 
 ALLOCATORS: Final[dict[str, Callable[[], Allocator]]] = {"exact": ExactBytes}
@@ -80,8 +78,8 @@ def occupy(trace: Trace, schedule: Schedule, allocator: Allocator) -> None:
                 taken += operation.transient_nbytes
             if taken:
                 allocate(WORKSPACE, taken)
-                free(WORKSPACE)
+                free(WORKSPACE, taken)
         elif type(step) is Free:
-            free(step.storage)
+            free(step.storage, nbytes[step.storage])
         elif type(step) is Fetch:
             allocate(step.storage, nbytes[step.storage])

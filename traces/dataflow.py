@@ -74,41 +74,47 @@ class Dataflow:
         present, writers, last_use = self._present, self.writers, self.last_use
         for i, op in enumerate(self.trace.operations):
             reads: list[int] = []
-            versions: list[int] = []
-            fresh: list[int] = []
-            in_place: list[int] = []
+            fresh: tuple[int, ...] = ()
+            in_place: tuple[int, ...] = ()
+            later = 0  # whether any version read is not the first
             try:
                 for s, version in map(number, op.reads):
                     if present[s] != version:
                         self._fault_value(i, "reads", op.reads)
                     reads.append(s)
-                    versions.append(version)
                     last_use[s] = i
+                    later |= version
                 for s, version in map(number, op.writes):
-                    if present[s] + 1 != version or last_use[s] == i and i in writers[s]:
+                    if present[s] + 1 != version or (last_use[s] == i and i in writers[s]):
                         self._fault_value(i, "writes", op.writes)
                     if version:
-                        in_place.append(s)
+                        in_place += (s,)
                         reads.append(s)
-                        versions.append(version - 1)
+                        later |= version - 1
                     else:
-                        fresh.append(s)
+                        fresh += (s,)
                     present[s] = version
                     writers[s].append(i)
                     last_use[s] = i
             except KeyError:
                 self._fault_name(i, op)
             if len(reads) > 1 and len(set(reads)) < len(reads):
-                once = dict(zip(reads, versions, strict=True))
-                reads, versions = list(once), list(once.values())
+                reads = list(dict.fromkeys(reads))
             self.reads.append(tuple(reads))
-            self.versions.append(tuple(versions))
-            self.fresh.append(tuple(fresh))
-            self.overwrites.append(tuple(in_place))
+            self.versions.append(self._versions(op, reads) if later else (0,) * len(reads))
+            self.fresh.append(fresh)
+            self.overwrites.append(in_place)
             self.updates.append(self._compile_updates(i, op) if op.updates else ())
         for s, version in enumerate(present):
             if version < 0:
                 fault(self.trace, f"storages[{s}]", f"nothing ever writes {self.names[s]!r}")
+
+    def _versions(self, op: Operation, reads: list[int]) -> tuple[int, ...]:
+        """Return the versions at which an operation reads, its in-place targets included."""
+        written = (self.values[name] for name in op.writes)
+        version_of = {s: version - 1 for s, version in written}
+        version_of.update(self.values[name] for name in op.reads)
+        return tuple(version_of[s] for s in reads)
 
     def _compile_updates(self, i: int, op: Operation) -> tuple[int, ...]:
         passing = []
