@@ -78,4 +78,3 @@ def _require_floor(trace: Trace, budget: int | None) -> None:
             f"operation {facts.op_names[facts.floor_op]!r} alone, with what is always there, needs "
             f"{format_bytes(facts.floor_nbytes)} ({facts.floor_nbytes - budget} bytes more)"
         )
-

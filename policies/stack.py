@@ -24,7 +24,7 @@ class Stack:
         """Walk once over the trace with all components: see `Policy.schedule`."""
         limit = machine.device_nbytes if budget is None else budget
         walk = Walk(trace, machine, limit)
-        walk.run(self.components)
+        instructions = walk.run(self.components)
         return Schedule(
             trace=trace.name,
             digest=trace.facts.digest,
@@ -32,7 +32,7 @@ class Stack:
             limit_nbytes=limit,
             budget_nbytes=budget,
             tiers=machine.capacities,
-            instructions=walk.instructions,
+            instructions=instructions,
             short_nbytes=walk.ledger.short,
             short_op=walk.ledger.short_op,
         )

@@ -18,7 +18,7 @@ from msgspec import Struct
 from ..machines import Tier
 from ..schedules import Copy, Fetch, Instruction, Rerun, Run, Timing
 from ..traces import Facts
-from .lanes import Lane, PrivateLink, SharedLink, Steps, Transfer
+from .lanes import Lane, SharedLink, Steps, Transfer
 
 
 class Stall(Struct, frozen=True, gc=False):
@@ -69,11 +69,9 @@ class Device:
         self.out_lanes: dict[str, Lane] = {}
         self.in_lanes: dict[str, Lane] = {}
         for tier in tiers:
-            shared = tier.link.duplex == "half"
-            way_out = SharedLink(env) if shared else PrivateLink(env)
-            way_in = way_out if shared else PrivateLink(env)
-            self.out_lanes[tier.name] = Lane(env, f"copy out to {tier.name}", way_out)
-            self.in_lanes[tier.name] = Lane(env, f"copy in from {tier.name}", way_in)
+            shared = SharedLink(env) if tier.link.duplex == "half" else None
+            self.out_lanes[tier.name] = Lane(env, f"copy out to {tier.name}", shared)
+            self.in_lanes[tier.name] = Lane(env, f"copy in from {tier.name}", shared)
         self.compute_ns = 0
         self.recomputed_ns = 0
         self.end_ns = 0

@@ -8,7 +8,7 @@ planned anew whenever a transfer comes or goes.
 from collections import deque
 from collections.abc import Generator
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import simpy
 
@@ -42,25 +42,6 @@ class Transfer:
             self._event.succeed()
 
 
-class Mover(Protocol):
-    """What moves bytes for a lane."""
-
-    def move(self, transfer: Transfer) -> Steps:
-        """Hold the lane from now until the transfer has moved."""
-        ...
-
-
-class PrivateLink:
-    """One direction of a full-duplex link."""
-
-    def __init__(self, env: simpy.Environment) -> None:
-        self._env = env
-
-    def move(self, transfer: Transfer) -> Steps:
-        """Wait for the latency and the bytes."""
-        yield self._env.timeout(transfer.latency_ns + transfer.ns)
-
-
 class SharedLink:
     """A half-duplex link: transfers in flight progress at equal parts of its rate."""
 
@@ -70,12 +51,11 @@ class SharedLink:
         self._settled_ns = 0
         self._plan = 0
 
-    def move(self, transfer: Transfer) -> Steps:
-        """Wait for the latency, alone, then for the bytes, shared."""
-        yield self._env.timeout(transfer.latency_ns)
+    def move(self, ns: int) -> Steps:
+        """Move what would take *ns* alone."""
         self._settle()
         done = self._env.event()
-        self._left[done] = Fraction(transfer.ns)
+        self._left[done] = Fraction(ns)
         self._replan()
         yield done
 
@@ -104,14 +84,14 @@ class SharedLink:
 
 
 class Lane:
-    """An in-order queue of transfers over one direction of a link."""
+    """An in-order queue of transfers over one direction of a link, its own unless it is *shared*."""
 
-    def __init__(self, env: simpy.Environment, name: str, mover: Mover) -> None:
+    def __init__(self, env: simpy.Environment, name: str, shared: SharedLink | None) -> None:
         self.name = name
         self.busy_ns = 0
         self.last: Transfer | None = None
         self._env = env
-        self._mover = mover
+        self._shared = shared
         self._queue: deque[Transfer] = deque()
         self._idle: simpy.Event | None = None
         env.process(self._serve())
@@ -125,15 +105,19 @@ class Lane:
             idle.succeed()
 
     def _serve(self) -> Steps:
-        env, queue, mover = self._env, self._queue, self._mover
+        env, queue, shared = self._env, self._queue, self._shared
         while True:
             if not queue:
                 self._idle = env.event()
                 yield self._idle
             transfer = queue.popleft()
-            if transfer.ready_ns > env.now:
-                yield env.timeout(transfer.ready_ns - env.now)
-            transfer.start_ns = int(env.now)
-            yield from mover.move(transfer)
-            self.busy_ns += int(env.now) - transfer.start_ns
-            transfer.finish(int(env.now))
+            now = int(env.now)
+            start = transfer.start_ns = max(now, transfer.ready_ns)
+            if shared is None:
+                yield env.timeout(start - now + transfer.latency_ns + transfer.ns)
+            else:
+                yield env.timeout(start - now + transfer.latency_ns)
+                yield from shared.move(transfer.ns)
+            end = int(env.now)
+            self.busy_ns += end - start
+            transfer.finish(end)

@@ -23,7 +23,11 @@ class Symbolic:
         # What an operation computes from: its reads and, as a write in place may leave part of
         # the old content standing, what it writes in place.
         self._reads = [
-            list(dict.fromkeys([home[v][0] for v in op.reads] + [home[v][0] for v in op.writes if home[v][1]]))
+            list(
+                dict.fromkeys(
+                    [home[v][0] for v in op.reads] + [home[v][0] for v in op.writes if home[v][1]]
+                )
+            )
             for op in trace.operations
         ]
         self._writes = [[home[v][0] for v in op.writes] for op in trace.operations]

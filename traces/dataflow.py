@@ -154,9 +154,7 @@ class Dataflow:
                     f"{name_of!r} reads {name!r}, which nobody has written yet",
                 )
             if field == "reads" and present[s] > version:
-                fault(
-                    self.trace, where, f"{name_of!r} reads {name!r}, which has been overwritten"
-                )
+                fault(self.trace, where, f"{name_of!r} reads {name!r}, which has been overwritten")
             if field == "writes" and self.writers[s][-1:] == [i] and names.index(name) < k:
                 fault(self.trace, where, f"{name_of!r} writes {name!r} twice")
             if field == "writes" and present[s] + 1 != version and self.writers[s][-1:] != [i]:

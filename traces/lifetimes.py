@@ -134,7 +134,9 @@ class Lifetimes:
             if s < 0:
                 fault(trace, where, f"saves {save.value!r}, no value here")
             freed = min(save.unpacked + 1 if save.freed is None else save.freed, self._end)
-            writers = [-1, *flow.writers[s]] if trace.storages[s].alive_at_start else flow.writers[s]
+            writers = (
+                [-1, *flow.writers[s]] if trace.storages[s].alive_at_start else flow.writers[s]
+            )
             if version >= len(writers):
                 fault(trace, where, f"saves {save.value!r}, which nobody writes")
             written = writers[version] + 1
