@@ -1,5 +1,6 @@
 """Decide: from a trace to a schedule. The contract, the walk, and one file a policy."""
 
+from . import contract
 from .base import Component, Part, Policy, Wish
 from .baseline import Baseline
 from .cache import Cache

@@ -20,7 +20,8 @@ class Cache(Component):
 
     The paper's Algorithm 2: what the operation at hand needs is locked, eviction goes from the back
     of the list until there is room. A tensor that would come back by recomputation is dropped
-    instead of copied. Eviction waits for its copy; a value that is still in the tier leaves at once.
+    instead of copied. Eviction waits for its copy; a value that is still in the tier leaves at
+    once. When the tier is full, eviction ends.
     """
 
     name: ClassVar[str] = "cache"
@@ -68,14 +69,15 @@ class _Cache(Part):
                 s, _ = used.popitem(last=False)
                 if not walk.resident(s):
                     continue
-                if walk.pinned(s):
+                if not walk.may_leave(s):
                     locked.append(s)
                     continue
                 if walk.alive(s) and not walk.droppable(s):
                     yield Copy(s, self._tier)
                 yield Free(s)
-                if walk.resident(s):  # the tier is full, say
+                if walk.resident(s):  # the tier is full: to try all others each time is quadratic
                     locked.append(s)
+                    return
         finally:  # the walk stops asking as soon as there is room
             for s in reversed(locked):
                 used[s] = None

@@ -92,6 +92,12 @@ class Walk:
         """Whether the instruction at hand, or an operation that waits, needs a storage here."""
         return self._restores.pinned(storage, softly=self._heed_soft)
 
+    def may_leave(self, storage: int) -> bool:
+        """Whether the device copy of a storage may be given up here, if it can come back."""
+        facts, place = self.facts, self.done + 1
+        idle = facts.absent_from[storage] <= place < facts.absent_until[storage]
+        return (idle or place >= facts.death[storage]) and not self.pinned(storage)
+
     def free_nbytes(self) -> int:
         """Return how many bytes are free on the device."""
         return self._draft.limit - self.ledger.device_nbytes
@@ -275,9 +281,8 @@ class Walk:
         version = self.ledger.version[s]
         if version < 0 or s in self._draft.absent:  # not here, or half computed again
             return
-        past = place >= facts.death[s]  # the program is done with it
         if self._holds.last[s] <= self.done:
-            if not facts.managed[s] and not past:
+            if not facts.managed[s] and place < facts.death[s]:  # the program's own
                 return
             if not facts.is_place[place] and place != facts.death[s]:
                 self._deferred.append(wish)
@@ -285,11 +290,7 @@ class Walk:
         elif not facts.is_place[place]:
             self._deferred.append(wish)
             return
-        elif (
-            not (past or facts.absent_from[s] <= place < facts.absent_until[s])
-            or self.pinned(s)
-            or not (self.droppable(s) or self._draft.tier_of(s, version))
-        ):
+        elif not self.may_leave(s) or not (self.droppable(s) or self._draft.tier_of(s, version)):
             return
         else:
             self._draft.absent[s] = version

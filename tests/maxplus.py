@@ -14,7 +14,7 @@ from superneurons.traces import Trace
 
 
 class Times(NamedTuple):
-    """When the step is over, how long its compute lane stood still, and what kept each lane busy."""
+    """When the step is over, how long the compute lane stood still, what kept each lane busy."""
 
     end_ns: int
     stall_ns: int
@@ -33,7 +33,7 @@ def clock(trace: Trace, schedule: Schedule, machine: Machine) -> Times:
     flying: dict[tuple[type, int, str], int] = {}  # (way, storage, tier): when it has arrived
 
     def meet(ways: Iterable[type], storages: Iterable[int], tiers: Iterable[str]) -> int:
-        """Return how long the compute lane waits for transfers, and bring its clock there."""
+        """Return how long the compute lane waits for these transfers: they fly no more."""
         found = [(way, s, tier) for way in ways for s in storages for tier in tiers]
         ready = max((flying.pop(key) for key in found if key in flying), default=0)
         return max(0, ready - now)

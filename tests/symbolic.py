@@ -8,7 +8,7 @@ itself: neither `Facts` nor `Ledger` nor the checker has a say here.
 
 from collections.abc import Mapping
 
-from superneurons.schedules import Copy, Discard, Fetch, Free, Rerun, Run, Schedule
+from superneurons.schedules import Copy, Fetch, Free, Rerun, Run, Schedule
 from superneurons.traces import Trace
 
 
@@ -48,7 +48,7 @@ class Symbolic:
         }
 
     def difference(self, schedule: Schedule) -> str | None:
-        """Return the first difference between *schedule* and the plain step; None if it is right."""
+        """Return where *schedule* first differs from the plain step; None if it is right."""
         operations, storages = self._trace.operations, self._trace.storages
         device = self._start()
         tiers: dict[str, dict[int, int]] = {tier: {} for tier in schedule.tiers}
@@ -83,9 +83,8 @@ class Symbolic:
                 if step.storage not in tiers.get(step.tier, {}):
                     return f"{where}: nothing to fetch"
                 device[step.storage] = tiers[step.tier][step.storage]
-            elif isinstance(step, Discard):
-                if tiers.get(step.tier, {}).pop(step.storage, None) is None:
-                    return f"{where}: nothing to discard"
+            elif tiers.get(step.tier, {}).pop(step.storage, None) is None:
+                return f"{where}: nothing to discard"
         if done < len(operations):
             return f"the end: operation {done} has not run"
         for s, content in self._left.items():
@@ -125,5 +124,5 @@ class Symbolic:
 
 
 def execute(trace: Trace, schedule: Schedule) -> str | None:
-    """Execute *schedule* on symbolic contents: the first difference from the plain step, or None."""
+    """Execute *schedule* on symbolic contents: return where it first differs, None if nowhere."""
     return Symbolic(trace).difference(schedule)

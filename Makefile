@@ -1,0 +1,41 @@
+# Everything from nothing: `make demo`, `make test`. Only python3 (3.11 or newer) is needed first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint wheel bench clean
+
+demo: $(VENV)/installed
+	@mkdir -p demo
+	$(BIN)/superneurons simulate alexnet:batch=200 --machine k40c \
+	  --policy baseline,liveness,liveness+offload:release=immediate,liveness+offload,superneurons \
+	  --plot demo/alexnet.png --timeline demo/alexnet.json
+	@echo "demo/alexnet.png is the memory over the step, demo/alexnet.json a timeline for ui.perfetto.dev"
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(VENV)/installed
+	rm -rf dist build
+	$(BIN)/python -m build --wheel --outdir dist
+	$(BIN)/check-wheel-contents dist
+
+bench: $(VENV)/installed
+	$(BIN)/python bench/speed.py
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info
+
+$(VENV)/installed: pyproject.toml constraints.txt examples/plugin/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "superneurons needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  --editable . --editable examples/plugin --group dev
+	@touch $@
