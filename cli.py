@@ -60,7 +60,7 @@ def simulate(
     timeline: str | None,
     schedule: str | None,
 ) -> None:
-    """Say what each policy costs on TRACE: a file, or a name with parameters (alexnet:batch=200)."""
+    """Say what each policy costs on TRACE, a file or a name with parameters: alexnet:batch=200."""
     from .machines import find_machine
     from .notation import parse_bytes, parse_calls
     from .policies import decide, find_policy

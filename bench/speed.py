@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from typing import TypeVar
 
-from superneurons.machines import find_machine
-from superneurons.policies import Decision, find_policy
+from superneurons.machines import Machine, find_machine
+from superneurons.policies import Decision, Policy, decide, find_policy
 from superneurons.schedules import check
 from superneurons.sim import play
-from superneurons.traces import Facts, find_trace, without_collector
+from superneurons.traces import Facts, Trace, find_trace, without_collector
 
 STACKS = {  # name: device limit as a share of the liveness peak
     "liveness": None,
@@ -45,27 +46,31 @@ def main(sizes: list[int]) -> None:
         trace = find_trace(f"chain:ops={ops}")
         gc.collect()
         gc.freeze()  # the trace itself is no garbage: do not look at it again and again
-        compiled = best(lambda: (timed(lambda: Facts(trace).digest)[0],))
-        row(ops, "(loading: validate, compile)", compiled, additions)
+        row(ops, "(loading: validate, compile)", best(partial(load, trace)), additions)
         _ = trace.facts.digest
         peak = 0
         for name, share in STACKS.items():
             policy = find_policy(name)
             budget = None if share is None else int(peak * share)
 
-            def once() -> tuple[float, ...]:
-                with without_collector():
-                    deciding, schedule = timed(lambda: policy.schedule(trace, machine, budget))
-                    checking, ledger = timed(lambda: check(trace, schedule))
-                playing, report = timed(lambda: play(trace, Decision(schedule, ledger), machine))
-                nonlocal peak
-                if name == "liveness":
-                    peak = report.device_peak_bytes
-                assert report.fits
-                return deciding, checking, playing
-
-            row(ops, name, best(once), additions)
+            row(ops, name, best(partial(once, trace, policy, machine, budget)), additions)
+            if name == "liveness":
+                peak = decide(policy, trace, machine).ledger.device_peak_nbytes
         gc.unfreeze()
+
+
+def load(trace: Trace) -> tuple[float, ...]:
+    return (timed(lambda: Facts(trace).digest)[0],)
+
+
+def once(trace: Trace, policy: Policy, machine: Machine, budget: int | None) -> tuple[float, ...]:
+    """Return the seconds that deciding, checking and simulating took."""
+    with without_collector():
+        deciding, schedule = timed(lambda: policy.schedule(trace, machine, budget))
+        checking, ledger = timed(lambda: check(trace, schedule))
+    playing, report = timed(lambda: play(trace, Decision(schedule, ledger), machine))
+    assert report.fits, report.why
+    return deciding, checking, playing
 
 
 def best(run: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ class Call(NamedTuple):
 
 
 def parse_call(text: str) -> Call:
-    """Split `name:key=value,key=value`. Raises InvalidInput with the part that is not of this form."""
+    """Split `name:key=value,key=value`. Raises InvalidInput, with the part that is not so."""
     name, colon, rest = text.strip().partition(":")
     parameters: dict[str, str] = {}
     for item in rest.split(",") if colon else ():
@@ -62,9 +62,8 @@ def build(target: Callable[..., T], call: Call, what: str) -> T:
     hints = _hints(target)
     for key in call.parameters:
         if key not in known:
-            raise InvalidInput(
-                f"{what} {call.name!r} has no parameter {key!r}; it has: {', '.join(known) or 'none'}"
-            )
+            there = ", ".join(known) or "none"
+            raise InvalidInput(f"{what} {call.name!r} has no parameter {key!r}; it has: {there}")
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in call.parameters:
             raise InvalidInput(f"{what} {call.name!r} needs the parameter {key!r}")

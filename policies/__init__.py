@@ -27,6 +27,7 @@ __all__ = [
     "SuperNeurons",
     "Walk",
     "Wish",
+    "contract",
     "decide",
     "find_policy",
     "policy_maker",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Baseline(Component):
-    """Every tensor has its own memory, and nothing is freed until the step ends (paper, section 2)."""
+    """Every tensor has its own memory; nothing is freed until the step ends (paper, section 2)."""
 
     name: ClassVar[str] = "baseline"
 

@@ -39,7 +39,7 @@ class Cache(Component):
 
 
 class _Cache(Part):
-    """The list, least recently used first. An OrderedDict: a dict popped at its front is quadratic."""
+    """The list, least recently used first: an OrderedDict, as a dict is quadratic at its front."""
 
     def __init__(self, tier: str, walk: "Walk") -> None:
         self._tier = tier

@@ -7,8 +7,8 @@ from ..traces import Facts
 class Forecast:
     """A clock for each lane, moved on by the instructions that the walk places.
 
-    *now_ns* is when the compute lane reaches this place. Links are taken as full duplex and private;
-    the simulator knows better where they are not.
+    *now_ns* is when the compute lane reaches this place. Links are taken as full duplex and
+    private; the simulator knows better where they are not.
     """
 
     def __init__(self, facts: Facts, timing: Timing) -> None:

@@ -49,7 +49,8 @@ class Offload(Component):
             and not self.release.isdecimal()
         ):
             raise InvalidInput(
-                f"offload: release is {self.release!r}; it is immediate, arrival, pressure or a number"
+                f"offload: release is {self.release!r}; "
+                "it is immediate, arrival, pressure or a number"
             )
 
     @property

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Recompute(Component):
-    """Drop what stands between checkpoints after its last forward use; compute it again in backward.
+    """Drop what lies between checkpoints after its last forward use; recompute it in backward.
 
-    A segment is the run of values computed from one checkpoint (paper, section 3.4). *strategy* says
-    what is kept when backward first asks for something of a segment:
+    A segment is the run of values computed from one checkpoint (paper, section 3.4). *strategy*
+    says what is kept when backward first asks for something of a segment:
 
     speed   everything: each value is computed again once
     memory  only what the waiting operation needs: the segment is computed again for each
@@ -94,7 +94,7 @@ class _Recompute(Part):
                     yield Free(s)
 
     def _too_large(self, mine: list[int]) -> set[int]:
-        """Return the values of the segments that the cost-aware rule recomputes memory-centrically."""
+        """Return the values of the segments that the cost-aware rule recomputes each time."""
         facts = self._walk.facts
         segment = self._segments(mine)
         nbytes: dict[int, int] = {}

@@ -74,8 +74,8 @@ def find_policy(text: str) -> Policy:
     for name, policy in made:
         if not isinstance(policy, Component):
             raise PolicyFailed(
-                f"policy {name!r} of {distribution(name)} plans the whole step and cannot be stacked "
-                f"in {text!r}; use it alone"
+                f"policy {name!r} of {distribution(name)} plans the whole step and cannot be "
+                f"stacked in {text!r}; use it alone"
             )
         components.append(policy)
     return Stack(tuple(components))

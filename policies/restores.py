@@ -1,8 +1,8 @@
 """Restores: bringing back what an operation needs, whoever gave it up.
 
-From a tier if one holds it, else by running its producers again, theirs first, on an explicit stack:
+From a tier if one holds it, else by running its producers again, theirs first, on a stack:
 chains are thousands of operations long. While something is brought back, what the instruction at
-hand needs is pinned hard, and what waiting operations want is pinned softly: given up last, and then
+hand needs is pinned hard, and what waiting operations want is pinned softly: given up last, then
 brought back once more.
 """
 

@@ -11,7 +11,7 @@ from .walk import Walk
 
 @dataclass(frozen=True, repr=False)
 class Stack:
-    """Several components as one policy, in any order; the first that claims a storage sees to it."""
+    """Several components as one policy; the first that claims a storage sees to it."""
 
     components: tuple[Component, ...]
 

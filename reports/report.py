@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class StallReport(Struct, frozen=True, kw_only=True):
-    """The compute lane idle before or at an operation, waiting for a copy or a fetch of a storage."""
+    """The compute lane idle at an operation, waiting for a copy or a fetch of a storage."""
 
     op: str
     storage: str

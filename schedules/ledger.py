@@ -50,7 +50,7 @@ class Ledger:
         self._inside = [op.workspace_nbytes + op.transient_nbytes for op in operations]
 
     def run(self, op: int, algorithm: int = 0) -> None:
-        """Apply a Run: outputs appear, in-place targets get their next version, a sample is taken."""
+        """Apply a Run: outputs appear, in-place targets get their next version; take a sample."""
         facts, version = self.facts, self.version
         for s in facts.fresh[op]:
             version[s] = 0

@@ -1,8 +1,8 @@
 """Lanes and links: where copies queue, and what moves their bytes.
 
 A lane takes transfers one at a time, in the order in which they were put. A full-duplex link leaves
-each direction to itself; on a half-duplex link all that is in flight shares the time in equal parts,
-planned anew whenever a transfer comes or goes.
+each direction to itself; on a half-duplex link all that is in flight shares the time in equal
+parts, planned anew whenever a transfer comes or goes.
 """
 
 from collections import deque
@@ -84,7 +84,7 @@ class SharedLink:
 
 
 class Lane:
-    """An in-order queue of transfers over one direction of a link, its own unless it is *shared*."""
+    """An in-order queue of transfers over one direction of a link, private or *shared*."""
 
     def __init__(self, env: simpy.Environment, name: str, shared: SharedLink | None) -> None:
         self.name = name

@@ -1,6 +1,6 @@
 """The golden tables and their printer: `python tests/golden.py` prints what the code says now,
-`python tests/golden.py --write` puts it into tests/golden/, so that an intended change of numbers is
-a visible diff with a reason.
+`python tests/golden.py --write` puts it into tests/golden/, so that an intended change of numbers
+is a visible diff with a reason.
 
 fig10.txt was not written by this code: its figures are those of the paper's Fig. 10 (AlexNet, batch
 200), worked out from the network's tensor sizes elsewhere. It is never rewritten.

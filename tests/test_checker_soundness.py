@@ -248,7 +248,7 @@ def test_no_mutant_that_the_checker_accepts_computes_a_wrong_value():
     for rng, trace, plain, schedule in bases():
         mutator = Mutator(rng, trace)
         steps = list(schedule.instructions)
-        for _ in range(100):
+        for _ in range(150):
             mutant = mutator.mutant(steps)
             if mutant == steps:
                 continue
@@ -266,17 +266,17 @@ def test_no_mutant_that_the_checker_accepts_computes_a_wrong_value():
                 steps = mutant
     assert faults == []
     # The test has teeth: there were mutants enough, many of them wrong, and not all were refused.
-    assert counts["tried"] > 80_000
+    assert counts["tried"] > 100_000
     assert counts["refused, and wrong"] > 50_000
     assert counts["accepted"] > 3_000
-    assert counts["accepted, no permutation"] > 500
+    assert counts["accepted, no permutation"] > 400
 
 
 def test_no_single_edit_of_a_small_schedule_that_the_checker_accepts_computes_a_wrong_value():
     tried = passed = 0
     faults = []
-    for seed in range(8):
-        trace = random_trace(Random(seed), 3, ("everywhere", "saves")[seed % 2])
+    for seed in range(40):
+        trace = random_trace(Random(seed), 1 + seed % 4, ("everywhere", "saves")[seed % 2])
         plain = Symbolic(trace)
         steps_there = every_instruction(trace)
         for policy in ("superneurons", "liveness+offload:release=immediate,lookahead=0"):
@@ -292,8 +292,78 @@ def test_no_single_edit_of_a_small_schedule_that_the_checker_accepts_computes_a_
                     if difference:
                         faults.append((trace, schedule.policy, mutant, difference))
     assert faults == []
-    assert tried > 30_000
-    assert passed > 500
+    assert tried > 80_000
+    assert passed > 250
+
+
+def test_no_schedule_written_at_random_under_the_checkers_eyes_computes_a_wrong_value():
+    counts: Counter[type] = Counter()
+    faults = []
+    for seed in range(240):
+        rng = Random(seed)
+        trace = random_trace(rng, rng.randint(2, 10), ("everywhere", "saves")[seed % 2])
+        if seed % 3 == 0:
+            trace = updating(trace, rng)
+        steps = Writer(rng, trace).steps()
+        if steps is None:
+            continue
+        counts[Schedule] += 1
+        counts.update(type(step) for step in steps)
+        schedule = written(trace, steps)
+        check(trace, schedule)
+        difference = execute(trace, schedule)
+        if difference:
+            faults.append((trace, steps, difference))
+    assert faults == []
+    assert counts[Schedule] > 150
+    assert min(counts[kind] for kind in (Rerun, Copy, Fetch, Discard)) > 500
+
+
+class Writer:
+    """Writes schedules that no policy would: whatever the checker lets pass, wise or not."""
+
+    def __init__(self, rng: Random, trace: Trace) -> None:
+        self._rng = rng
+        self._trace = trace
+        self._alphabet = [step for step in every_instruction(trace) if not isinstance(step, Run)]
+        self._back = [step for step in self._alphabet if isinstance(step, Fetch | Rerun)]
+        self._program = [Free(s) for s, managed in enumerate(trace.facts.managed) if not managed]
+        self._steps: list[Instruction] = []
+
+    def steps(self) -> list[Instruction] | None:
+        """Return a whole schedule; None where something was dropped that does not come back."""
+        self._try_all(self._program)
+        for op in range(len(self._trace.operations)):
+            for step in self._rng.choices(self._alphabet, k=40):
+                # What is dropped without a copy may never come back: seldom.
+                if not isinstance(step, Free) or self._rng.random() < 0.08:
+                    self._try(step)
+                if self._steps[-1:] == [step] and isinstance(step, Copy):
+                    self._try(Free(step.storage))
+            patience = 6
+            while not self._try(Run(op)):
+                self._try_all(self._rng.sample(self._back, len(self._back)))
+                if (patience := patience - 1) == 0:
+                    return None
+            self._try_all(self._program)
+        stored = range(len(self._trace.storages))
+        self._try_all([step for s in stored for step in (Discard(s), Free(s))])
+        return self._steps
+
+    def _try_all(self, steps: list[Instruction]) -> None:
+        for step in steps:
+            self._try(step)
+
+    def _try(self, step: Instruction) -> bool:
+        """Write *step* if the checker finds no fault up to there: if it complains of the end."""
+        self._steps.append(step)
+        try:
+            check(self._trace, written(self._trace, self._steps))
+        except IllegalSchedule as error:
+            if error.position < len(self._steps):
+                self._steps.pop()
+                return False
+        return True
 
 
 def every_instruction(trace: Trace) -> list[Instruction]:
@@ -443,8 +513,17 @@ def test_the_layered_step_may_offload_and_recompute(steps):
     "steps",
     [
         [*RUNS[:5], *PROGRAM_FREES, Run(5), *ENDING],
-        [*RUNS[:3], Copy(YS), Free(YS), *RUNS[3:5], *PROGRAM_FREES, Fetch(YS), Run(5), Discard(YS)]
-        + ENDING,
+        [
+            *RUNS[:3],
+            Copy(YS),
+            Free(YS),
+            *RUNS[3:5],
+            *PROGRAM_FREES,
+            Fetch(YS),
+            Run(5),
+            Discard(YS),
+            *ENDING,
+        ],
         [*RUNS[:4], Free(YS), Run(4), *PROGRAM_FREES, Rerun(1), Run(5), *ENDING],
     ],
 )
@@ -587,7 +666,7 @@ def test_a_tier_is_not_empty_while_it_holds_a_copy_of_no_bytes():
 
 def test_a_schedule_of_another_trace_is_refused_by_its_digest():
     schedule = written(LAYERED, [*FORWARD, Run(B), *FREES])
-    with pytest.raises(InvalidSchedule, match="'layered'.*'recorded'"):
+    with pytest.raises(InvalidSchedule, match=r"'layered'.*'recorded'"):
         check(RECORDED, schedule)
 
 

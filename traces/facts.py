@@ -177,8 +177,8 @@ class Facts:
 
     @property
     def floor_nbytes(self) -> int:
-        """The device bytes that no policy undercuts: what is there throughout, and the most that one
-        operation needs beside it, workspace included."""
+        """The device bytes that no policy undercuts: what is there throughout, and the most that
+        one operation needs beside it, workspace included."""
         return self._floor[1]
 
     @property

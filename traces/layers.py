@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 class LayerKind(Struct, frozen=True):
-    """What a layer's backward reads, and whether its input gradient is the output gradient's storage."""
+    """What a layer's backward reads; *in_place*: it writes over the gradient it is given."""
 
     op: str
     reads_input: bool = False
