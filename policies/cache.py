@@ -1,6 +1,5 @@
 """The tensor cache: transfers only when bytes are short, least recently used first."""
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from ..errors import InvalidInput
 from ..schedules import Copy, Free
 from .base import Component, Part, Wish
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -39,46 +39,24 @@ class Cache(Component):
 
 
 class _Cache(Part):
-    """The list, least recently used first: an OrderedDict, as a dict is quadratic at its front."""
-
     def __init__(self, tier: str, walk: "Walk") -> None:
         self._tier = tier
         self._walk = walk
-        self._used: OrderedDict[int, None] = OrderedDict()
+        self._used = Turns(walk)  # least recently used first
 
     def after(self, op: int, waiting: int | None) -> Iterable[Wish]:
-        used, facts = self._used, self._walk.facts
-        for s in facts.reads[op]:
-            if s in used:
-                used.move_to_end(s)
-            elif facts.managed[s]:
-                used[s] = None
-        for s in facts.fresh[op]:
-            used[s] = None
+        facts, managed = self._walk.facts, self._walk.facts.managed
+        self._used.last([s for s in facts.reads[op] + facts.fresh[op] if managed[s]])
         return ()
 
     def fetched(self, storage: int) -> None:
-        self._used[storage] = None
-        self._used.move_to_end(storage)
+        self._used.last((storage,))
 
     def make_room(self, nbytes: int) -> Iterable[Wish]:
-        walk, used = self._walk, self._used
-        locked = []
-        try:
-            while used:
-                s, _ = used.popitem(last=False)
-                if not walk.resident(s):
-                    continue
-                if not walk.may_leave(s):
-                    locked.append(s)
-                    continue
-                if walk.alive(s) and not walk.droppable(s):
-                    yield Copy(s, self._tier)
-                yield Free(s)
-                if walk.resident(s):  # the tier is full: to try all others each time is quadratic
-                    locked.append(s)
-                    return
-        finally:  # the walk stops asking as soon as there is room
-            for s in reversed(locked):
-                used[s] = None
-                used.move_to_end(s, last=False)
+        walk = self._walk
+        for s in self._used.leaving():
+            if walk.alive(s) and not walk.droppable(s):
+                yield Copy(s, self._tier)
+            yield Free(s)
+            if walk.resident(s):  # the tier is full: to try all others each time is quadratic
+                return

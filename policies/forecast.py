@@ -24,16 +24,16 @@ class Forecast:
     def run(self, op: int, algorithm: int = 0) -> None:
         """An operation runs: it waits for its launch and for what is fetched for it."""
         facts, timing = self._facts, self._timing
-        self._launch_ns += timing.host_ns[op]
-        now = max(self.now_ns, self._launch_ns)
+        self._launch_ns = now = self._launch_ns + timing.host_ns[op]
+        if now < self.now_ns:
+            now = self.now_ns
         if self.fetched_ns:
             for s in facts.needs[op]:
                 if s in self.fetched_ns:
                     now = max(now, self.fetched_ns.pop(s))
-        if self.copied_ns:
-            for s in facts.overwrites[op]:
-                now = max(now, self.copied_ns.pop(s, 0))
-        self.now_ns = now + timing.run_ns(op, algorithm)
+        for s in facts.overwrites[op]:
+            now = max(now, self.copied_ns.get(s, 0))
+        self.now_ns = now + (timing.run_ns(op, algorithm) if algorithm else timing.device_ns[op])
 
     def copy(self, s: int, tier: str) -> None:
         """A copy to a tier is queued."""
@@ -49,4 +49,7 @@ class Forecast:
 
     def free(self, s: int) -> None:
         """A device copy is given up: the compute lane waits for what is in flight."""
-        self.now_ns = max(self.now_ns, self.copied_ns.get(s, 0), self.fetched_ns.pop(s, 0))
+        if s in self.copied_ns and self.copied_ns[s] > self.now_ns:
+            self.now_ns = self.copied_ns[s]
+        if s in self.fetched_ns:
+            self.now_ns = max(self.now_ns, self.fetched_ns.pop(s))

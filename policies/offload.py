@@ -10,6 +10,7 @@ from ..notation import NBytes
 from ..schedules import Copy, Fetch, Free
 from .base import Component, Part, Wish
 from .kinds import CHECKPOINT_KINDS, checkpoints
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -82,12 +83,13 @@ class _Offload(Part):
         ]
         self._leaving: dict[int, list[int]] = {}
         self._coming: dict[int, list[int]] = {}
-        self._outgoing: deque[tuple[int, int]] = deque()  # (when its device copy may go, storage)
+        self._outgoing: deque[tuple[int, int]] = deque()  # (its last forward use, storage)
         self._outgoing_nbytes = 0
         self._due: list[int] = []
         self._sent: set[int] = set()
-        self._returned: dict[int, None] = {}  # on the device, with a copy still in the tier
+        self._returned = Turns(walk)  # on the device, with a copy still in the tier
         self._forecast = walk.forecast() if policy.release == "arrival" else None
+        self._delay = _delay(policy.release)  # in operations; None: not by counting them
 
     def start(self) -> None:
         walk = self._walk
@@ -112,39 +114,45 @@ class _Offload(Part):
         for s in self._leaving.get(op, ()):
             yield Copy(s, self._policy.tier)
             self._sent.add(s)
-            self._outgoing.append((self._when(op, s), s))
+            self._outgoing.append((op, s))
             self._outgoing_nbytes += self._walk.facts.nbytes[s]
-        if self._outgoing and self._policy.release != "pressure":
-            now = op if self._forecast is None else self._forecast.now_ns
-            bound = self._policy.in_flight
-            while self._outgoing and (
-                self._outgoing[0][0] <= now or (bound is not None and self._outgoing_nbytes > bound)
-            ):
-                yield from self._let_go()
+        bound = self._policy.in_flight
+        while self._outgoing and (
+            self._may_go(*self._outgoing[0])
+            or (bound is not None and self._outgoing_nbytes > bound)
+        ):
+            yield from self._let_go()
 
     def fetched(self, storage: int) -> None:
         if storage in self._sent:
-            self._returned[storage] = None
+            self._returned.last((storage,))
 
     def make_room(self, nbytes: int) -> Iterable[Wish]:
         while self._outgoing:
             yield from self._let_go()
-        for s in list(self._returned):
-            if not self._walk.pinned(s):
-                del self._returned[s]
-                yield Free(s)
+        for s in self._returned.leaving():
+            yield Free(s)
 
-    def _when(self, op: int, s: int) -> int:
-        if self._forecast is not None:
-            return self._forecast.copied_ns.get(s, 0)
-        return op + int(self._policy.release) if self._policy.release.isdecimal() else op
+    def _may_go(self, left: int, s: int) -> bool:
+        """Whether a device copy that nobody in forward has needed since operation *left* may go."""
+        if self._forecast is None:
+            return self._delay is not None and self._walk.done >= left + self._delay
+        if s in self._forecast.copied_ns:
+            return self._forecast.copied_ns[s] <= self._forecast.now_ns
+        # Its copy waits for the next place, or has been refused there.
+        return self._walk.facts.is_place[self._walk.done + 1]
 
     def _let_go(self) -> Iterable[Wish]:
         """Free the oldest on its way out, unless it is needed again so soon that it may stay."""
         _, s = self._outgoing.popleft()
         self._outgoing_nbytes -= self._walk.facts.nbytes[s]
-        ahead = self._walk.done + 1
-        if self._walk.back[s] - self._policy.lookahead > ahead:
+        if self._walk.back[s] - self._policy.lookahead > self._walk.done + 1:
             yield Free(s)
-        else:
-            self._returned[s] = None
+        if self._walk.resident(s):
+            self._returned.last((s,))
+
+
+def _delay(release: str) -> int | None:
+    if release == "immediate":
+        return 0
+    return int(release) if release.isdecimal() else None

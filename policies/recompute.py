@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 from ..schedules import Free
 from .base import Component, Part, Wish
 from .kinds import CHECKPOINT_KINDS, checkpoints
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -58,7 +59,7 @@ class _Recompute(Part):
             walk.hold(s)
         self._drops: dict[int, list[int]] = {}
         self._fleeting: set[int] = set()  # of memory-centric segments
-        self._returned: dict[int, None] = {}  # computed again, oldest first
+        self._returned = Turns(walk)  # computed again, oldest first
 
     def start(self) -> None:
         walk = self._walk
@@ -76,7 +77,7 @@ class _Recompute(Part):
         if waiting is None:
             return [Free(s) for s in self._drops.get(op, ())]
         facts, wanted = self._walk.facts, self._walk.facts.needs[waiting]
-        self._returned.update(dict.fromkeys(facts.fresh[op]))
+        self._returned.last(facts.fresh[op])
         if not self._fleeting:
             return ()
         return [
@@ -87,11 +88,9 @@ class _Recompute(Part):
 
     def make_room(self, nbytes: int) -> Iterable[Wish]:
         walk = self._walk
-        for s in list(self._returned):
-            if not walk.pinned(s):
-                del self._returned[s]
-                if walk.droppable(s):
-                    yield Free(s)
+        for s in self._returned.leaving():
+            if walk.droppable(s):
+                yield Free(s)
 
     def _too_large(self, mine: list[int]) -> set[int]:
         """Return the values of the segments that the cost-aware rule recomputes each time."""
