@@ -36,6 +36,6 @@ $(VENV)/installed: pyproject.toml constraints.txt examples/plugin/pyproject.toml
 	  { echo "superneurons needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt \
 	  --editable . --editable examples/plugin --group dev
 	@touch $@

@@ -335,8 +335,8 @@ class Writer:
         self._try_all(self._program)
         for op in range(len(self._trace.operations)):
             for step in self._rng.choices(self._alphabet, k=40):
-                # What is dropped without a copy may never come back: seldom.
-                if not isinstance(step, Free) or self._rng.random() < 0.08:
+                # What is dropped without a copy may never come back, so that is seldom tried.
+                if not isinstance(step, Free | Discard) or self._rng.random() < 0.1:
                     self._try(step)
                 if self._steps[-1:] == [step] and isinstance(step, Copy):
                     self._try(Free(step.storage))
