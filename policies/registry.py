@@ -92,10 +92,17 @@ def distribution(name: str) -> str:
 
 
 def distribution_of(policy: Policy) -> str:
-    """Return the distribution that defines a policy's class, with its version, for messages."""
-    module = type(policy).__module__
+    """Return where a policy's class comes from, for messages; of a stack, what is not built in."""
+    members = policy.components if isinstance(policy, Stack) else (policy,)
+    origins = list(dict.fromkeys(_origin(type(member).__module__) for member in members))
+    return ", ".join([origin for origin in origins if origin != "superneurons"] or origins)
+
+
+def _origin(module: str) -> str:
+    if module.startswith(__package__.partition(".")[0] + "."):
+        return "superneurons"
     for name, entry in _installed().items():
-        if entry.module == module or module.startswith(entry.module.partition(".")[0] + "."):
+        if entry.module.partition(".")[0] == module.partition(".")[0]:
             return distribution(name)
     return f"module {module}"
 
