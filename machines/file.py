@@ -51,7 +51,7 @@ class Figure(Struct, frozen=True, forbid_unknown_fields=True):
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     description: str
-    figures: dict[str, Figure]
+    figures: dict[str, object]
 
 
 def find_machine(text: str) -> Machine:
@@ -81,7 +81,10 @@ def machine_names() -> list[str]:
 def read_machine(path: Path, overrides: dict[str, str] | None = None) -> Machine:
     """Return the machine in the file at *path*; *overrides* replace figures by name."""
     content = decode(read_data(path, FORMAT, "a machine file"), _File, path)
-    figures = dict(content.figures)
+    figures = {
+        key: decode(figure, Figure, f"{path}: figure {key!r}")
+        for key, figure in content.figures.items()
+    }
     for key, value in (overrides or {}).items():
         figures[key] = Figure(value, "given on the command line")
     name = content.name

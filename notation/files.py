@@ -37,7 +37,9 @@ def read_data(path: Path, header: str, what: str) -> dict[str, object]:
             data = yaml.load(raw, Loader=_Loader)
         else:
             data = msgspec.json.decode(raw)
-    except (yaml.YAMLError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise InvalidInput(f"{path}: cannot be read as {what}: it is nested too deep") from None
+    except (yaml.YAMLError, msgspec.DecodeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InvalidInput(f"{path}: cannot be read as {what}: {reason}") from None
     if not isinstance(data, dict):
@@ -72,17 +74,16 @@ def write_data(path: Path, header: str, data: dict[str, object]) -> None:
 def write_bytes(path: Path, raw: bytes) -> None:
     """Write the file at *path* whole or not at all. Raises InvalidInput where that fails."""
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(raw)
+        number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
+            with open(number, "wb") as file:
+                file.write(raw)
             mask = os.umask(0)
             os.umask(mask)
-            Path(file.name).chmod(0o666 & ~mask)
-            Path(file.name).replace(path)
+            Path(name).chmod(0o666 & ~mask)
+            Path(name).replace(path)
         except OSError:
-            Path(file.name).unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be written: {error.strerror}") from None

@@ -3,7 +3,7 @@
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -59,7 +59,7 @@ def build(target: Callable[..., T], call: Call, what: str) -> T:
     a parameter that does not exist, that is missing or that has a wrong value.
     """
     known = inspect.signature(target).parameters
-    hints = _hints(target)
+    hints = _hints(target, known)
     for key in call.parameters:
         if key not in known:
             there = ", ".join(known) or "none"
@@ -87,10 +87,15 @@ def describe(target: Callable[..., object]) -> str:
     return ",".join(shown)
 
 
-def _hints(target: Callable[..., object]) -> dict[str, Any]:
-    return get_type_hints(
-        vars(target)["__init__"] if isinstance(target, type) else target, include_extras=True
-    )
+def _hints(target: Callable[..., object], known: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Return the types of the parameters; one without annotation has its default's."""
+    owner: Any = getattr(target, "__init__") if isinstance(target, type) else target  # noqa: B009
+    found = get_type_hints(owner, include_extras=True)
+    for key, parameter in known.items():
+        if key not in found:
+            untyped = parameter.default in (None, parameter.empty)
+            found[key] = str if untyped else type(parameter.default)
+    return found
 
 
 def _convert(text: str, hint: Any, where: str) -> object:

@@ -34,7 +34,7 @@ _FRACTIONS: Final = (0.0, 0.25, 0.6)
 
 def steps(policy: Policy) -> Iterator[Trace]:
     """Yield the random steps that a policy is tried on, those that have what it needs."""
-    needs: frozenset[str] = getattr(policy, "needs", frozenset())
+    needs = frozenset(getattr(policy, "needs", ()))
     for seed in range(_SEEDS):
         trace = random_trace(
             Random(seed), 1 + seed % 16, "saves" if seed % 2 else "everywhere", f"contract:{seed}"

@@ -48,7 +48,7 @@ def _ask(policy: Policy, trace: Trace, machine: Machine, budget: int | None) -> 
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise PolicyFailed(
-            f"{_name(policy)} raised {type(error).__name__}: {error} "
+            f"{_name(policy)} raised {type(error).__name__}: {' '.join(str(error).split())} "
             f"({last.filename}, line {last.lineno}, in {last.name})"
         ) from error
     if not isinstance(schedule, Schedule):
@@ -61,8 +61,7 @@ def _name(policy: Policy) -> str:
 
 
 def _require_facts(policy: Policy, trace: Trace) -> None:
-    needs: frozenset[str] = getattr(policy, "needs", frozenset())
-    missing = needs - trace.has
+    missing = frozenset(getattr(policy, "needs", ())) - trace.has
     if missing:
         raise InvalidInput(
             f"policy {policy!r} needs {', '.join(sorted(missing))}; "
@@ -73,8 +72,11 @@ def _require_facts(policy: Policy, trace: Trace) -> None:
 def _require_floor(trace: Trace, budget: int | None) -> None:
     facts = trace.facts
     if budget is not None and budget < facts.floor_nbytes:
+        who = "what is there at the start"
+        if facts.floor_op >= 0:
+            name = facts.op_names[facts.floor_op]
+            who = f"operation {name!r} alone, with what is always there,"
         raise DoesNotFit(
-            f"no policy fits {trace.name!r} into {format_bytes(budget)}: "
-            f"operation {facts.op_names[facts.floor_op]!r} alone, with what is always there, needs "
+            f"no policy fits {trace.name!r} into {format_bytes(budget)}: {who} needs "
             f"{format_bytes(facts.floor_nbytes)} ({facts.floor_nbytes - budget} bytes more)"
         )

@@ -16,9 +16,8 @@ class Forecast:
         self._timing = timing
         self.now_ns = 0
         self._launch_ns = 0
-        self._out_ns: dict[str, int] = {}
-        self._in_ns: dict[str, int] = {}
-        self.copied_ns: dict[int, int] = {}
+        self._lanes: dict[tuple[str, bool], int] = {}  # (tier, inward): when it is through
+        self.copied_ns: dict[int, int] = {}  # when the last copy out of a storage ends
         self.fetched_ns: dict[int, int] = {}
 
     def run(self, op: int, algorithm: int = 0) -> None:
@@ -31,21 +30,22 @@ class Forecast:
             for s in facts.needs[op]:
                 if s in self.fetched_ns:
                     now = max(now, self.fetched_ns.pop(s))
-        for s in facts.overwrites[op]:
+        for s in facts.rewrites[op]:
             now = max(now, self.copied_ns.get(s, 0))
         self.now_ns = now + (timing.run_ns(op, algorithm) if algorithm else timing.device_ns[op])
 
     def copy(self, s: int, tier: str) -> None:
-        """A copy to a tier is queued."""
-        start = max(self._out_ns.get(tier, 0), self.now_ns)
+        """A copy to a tier is queued; it waits for a fetch in flight of what it sends."""
+        start = max(self._lanes.get((tier, False), 0), self.now_ns, self.fetched_ns.get(s, 0))
         end = start + self._timing.copy_ns(self._facts.nbytes[s], tier)
-        self._out_ns[tier] = self.copied_ns[s] = end
+        self._lanes[tier, False] = end
+        self.copied_ns[s] = max(end, self.copied_ns.get(s, 0))
 
     def fetch(self, s: int, tier: str) -> None:
-        """A fetch from a tier is queued; it waits for the copy that it brings back."""
-        start = max(self._in_ns.get(tier, 0), self.now_ns, self.copied_ns.get(s, 0))
+        """A fetch from a tier is queued."""
+        start = max(self._lanes.get((tier, True), 0), self.now_ns)
         end = start + self._timing.fetch_ns(self._facts.nbytes[s], tier)
-        self._in_ns[tier] = self.fetched_ns[s] = end
+        self._lanes[tier, True] = self.fetched_ns[s] = end
 
     def free(self, s: int) -> None:
         """A device copy is given up: the compute lane waits for what is in flight."""

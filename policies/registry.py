@@ -8,8 +8,8 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
-from ..errors import PolicyFailed, UnknownName
-from ..notation import build, parse_call
+from ..errors import PolicyFailed, SuperneuronsError, UnknownName
+from ..notation import Call, build, parse_call
 from .base import Component, Policy
 from .baseline import Baseline
 from .cache import Cache
@@ -48,7 +48,7 @@ def policy_maker(name: str) -> Callable[..., Policy]:
     except Exception as error:
         raise PolicyFailed(
             f"policy {name!r} of {distribution(name)} cannot be loaded: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     return maker
 
@@ -67,7 +67,7 @@ def find_policy(text: str) -> Policy:
                 f"policy {call.name!r} of {distribution(call.name)} is {maker!r}; an entry point "
                 "names a class or function that makes a policy"
             )
-        made.append((call.name, build(maker, call, "policy")))
+        made.append((call.name, _make(maker, call)))
     if len(made) == 1:
         return made[0][1]
     components = []
@@ -79,6 +79,18 @@ def find_policy(text: str) -> Policy:
             )
         components.append(policy)
     return Stack(tuple(components))
+
+
+def _make(maker: Callable[..., Policy], call: Call) -> Policy:
+    try:
+        return build(maker, call, "policy")
+    except SuperneuronsError:
+        raise
+    except Exception as error:
+        raise PolicyFailed(
+            f"policy {call.name!r} of {distribution(call.name)} cannot be made: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def distribution(name: str) -> str:

@@ -180,7 +180,7 @@ class Walk:
         draft.run(op, self._choose(op) if self._choosers else 0)
         self.done = op
         if draft.in_tiers:
-            for s in facts.overwrites[op]:
+            for s in facts.rewrites[op]:  # what the tiers hold of it is stale
                 self._discard_all(s)
         if facts.program_frees:
             self._free_for_program(op + 1)

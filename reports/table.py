@@ -12,7 +12,8 @@ def print_table(reports: Sequence[Report]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if Console().is_terminal else 120, highlight=False)
+    width = None if Console().is_terminal else 120
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     table = Table(box=SIMPLE_HEAD, title=_title(reports[0]), title_justify="left", pad_edge=False)
     table.add_column("policy", overflow="fold")
     for column in ("step peak", "device peak", "reserved", "fits", "step time", "stall"):
@@ -30,7 +31,7 @@ def print_table(reports: Sequence[Report]) -> None:
     console.print(table)
     for report in reports:
         if not report.fits:
-            console.print(report.why, soft_wrap=True, markup=False)
+            console.print(report.why, soft_wrap=True)
 
 
 def _title(report: Report) -> str:

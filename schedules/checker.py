@@ -101,8 +101,6 @@ class _Checker:
     def _prove_other(self, step: object) -> None:
         """Prove the instructions that are rarer than Run and Free."""
         position = self._position
-        if not self._facts.is_place[self._next_op]:
-            self._fault("place", position, f"{type(step).__name__} where no driver can act")
         if isinstance(step, Rerun):
             self._prove_rerun(position, step.op)
             self._ledger.rerun(step.op)
@@ -120,6 +118,10 @@ class _Checker:
         if self._ledger.short > self._schedule.short_nbytes:
             self._fault_limit(position)
 
+    def _prove_place(self, position: int, what: str) -> None:
+        if not self._facts.is_place[self._next_op]:
+            self._fault("place", position, f"{what} where no driver can act")
+
     def _prove_algorithm(self, position: int, op: int, algorithm: int) -> None:
         known = len(self._facts.trace.operations[op].algorithms)
         if not 0 <= algorithm <= known:
@@ -131,6 +133,7 @@ class _Checker:
         if not 0 <= op < self._next_op:
             self._fault("rerun", position, f"Rerun of operation {op}, which has not run yet")
         name = facts.op_names[op]
+        self._prove_place(position, f"Rerun of {name!r}")
         if facts.trace.operations[op].recompute == "opaque":
             self._fault("rerun", position, f"Rerun of {name!r}, which is opaque")
         for s, needed in zip(facts.reads[op], facts.versions[op], strict=True):
@@ -187,6 +190,7 @@ class _Checker:
             self._fault("managed", position, f"{what}: there is no storage {s}")
         if not facts.managed[s]:
             self._fault("managed", position, f"{what} of {facts.names[s]!r}, the program's own")
+        self._prove_place(position, f"{what} of {facts.names[s]!r}")
         if tier not in self._ledger.copies:
             there = ", ".join(self._ledger.copies) or "none"
             self._fault("tier", position, f"{what}: no tier {tier!r} here; there are: {there}")
@@ -243,7 +247,7 @@ class _Checker:
             if not facts.alive_at_end[s] and ledger.version[s] >= 0:
                 self._fault("end", position, f"{name!r} is still on the device")
         for tier, copies in ledger.copies.items():
-            if ledger.tier_nbytes[tier]:
+            if max(copies, default=-1) >= 0:
                 s = next(s for s, version in enumerate(copies) if version >= 0)
                 self._fault("end", position, f"{facts.names[s]!r} is still in {tier}")
         short = self._schedule.short_nbytes
@@ -273,9 +277,10 @@ class _Checker:
 
     def _fault_limit(self, position: int) -> Never:
         ledger = self._ledger
+        op = self._facts.op_names[ledger.short_op]
         self._fault(
             "limit",
             position,
-            f"{ledger.device_peak_nbytes} bytes on the device, {ledger.limit} allowed "
+            f"{ledger.device_peak_nbytes} bytes on the device at {op!r}, {ledger.limit} allowed "
             f"and {self._schedule.short_nbytes} more announced",
         )

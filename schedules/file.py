@@ -76,6 +76,9 @@ def read_schedule(path: Path | str, trace: Trace) -> Schedule:
         _read(step, facts, f"{path}: instructions[{i}]")
         for i, step in enumerate(content.instructions)
     ]
+    short_op = -1
+    if content.short_op is not None:
+        short_op = _find(content.short_op, facts.op_index, f"{path}: short_op", "operation")
     return Schedule(
         trace=content.trace,
         digest=content.digest,
@@ -85,7 +88,7 @@ def read_schedule(path: Path | str, trace: Trace) -> Schedule:
         tiers=content.tiers,
         instructions=steps,
         short_nbytes=content.short_nbytes,
-        short_op=-1 if content.short_op is None else facts.op_index.get(content.short_op, -1),
+        short_op=short_op,
     )
 
 

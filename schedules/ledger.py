@@ -43,8 +43,8 @@ class Ledger:
         self.copied_out_nbytes = 0
         self.copied_in_nbytes = 0
         self.rerun_ops = 0
-        self.short = 0
-        self.short_op = -1
+        self.short = max(0, self.device_nbytes - limit)
+        self.short_op = 0 if self.short and facts.op_count else -1
         self._next_op = 0
         operations = facts.trace.operations
         self._inside = [op.workspace_nbytes + op.transient_nbytes for op in operations]

@@ -9,14 +9,14 @@ waits), when the operation before has ended, and when what they wait for is ther
 a stall.
 """
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Generator, Sequence
+from typing import Any, Literal, Protocol
 
 import simpy
 from msgspec import Struct
 
 from ..machines import Tier
-from ..schedules import Copy, Fetch, Instruction, Rerun, Run, Timing
+from ..schedules import Copy, Discard, Fetch, Instruction, Rerun, Run, Timing
 from ..traces import Facts
 from .lanes import Lane, SharedLink, Steps, Transfer
 
@@ -76,14 +76,19 @@ class Device:
         self.recomputed_ns = 0
         self.end_ns = 0
         self.stalls: list[Stall] = []
+        self._flights: dict[int, list[Transfer]] = {}  # by storage, until the compute lane met them
 
     def run(self, instructions: Sequence[Instruction]) -> Steps:
         """Run the instructions and wait until all lanes are drained: a SimPy process."""
-        env, facts, timing, observer = self._env, self._facts, self._timing, self._observer
-        needs, reads, overwrites = facts.needs, facts.reads, facts.overwrites
+        facts, timing, observer = self._facts, self._timing, self._observer
+        needs, reads, overwrites, rewrites = (
+            facts.needs,
+            facts.reads,
+            facts.overwrites,
+            facts.rewrites,
+        )
         device_ns, host_ns = timing.device_ns, timing.host_ns
-        copying: dict[int, Transfer] = {}
-        fetching: dict[int, Transfer] = {}
+        flights = self._flights
         now = launched = busy = again = 0
         for position, step in enumerate(instructions):
             before = now
@@ -92,20 +97,13 @@ class Device:
                 launched += host_ns[op]
                 if launched > now:
                     now = launched
-                if fetching:
-                    for s in needs[op] if type(step) is Run else reads[op]:
-                        if s in fetching:
-                            transfer = fetching.pop(s)
-                            if transfer.done_ns < 0:
-                                yield transfer.wait(env)
-                            now = self._wait(position, "fetch", transfer, now)
-                if copying:
-                    for s in overwrites[op]:
-                        if s in copying:
-                            transfer = copying.pop(s)
-                            if transfer.done_ns < 0:
-                                yield transfer.wait(env)
-                            now = self._wait(position, "copy", transfer, now)
+                if flights:
+                    original = type(step) is Run
+                    for s in needs[op] if original else reads[op]:
+                        if s in flights:
+                            written = rewrites[op] if original else overwrites[op]
+                            late = self._landing(s, copies=s in written)
+                            now = yield from self._meet(position, late, now)
                 if type(step) is Run:
                     ns = timing.run_ns(op, step.algorithm) if step.algorithm else device_ns[op]
                 else:
@@ -116,51 +114,62 @@ class Device:
                 busy += ns
                 if observer is not None:
                     observer.launched(op, launched - host_ns[op], launched)
-            elif type(step) is Copy:
-                transfer = copying[step.storage] = self._transfer(step, now)
-                self.out_lanes[step.tier].put(transfer)
-                if observer is not None:
-                    observer.queued(self.out_lanes[step.tier].name, step.storage, transfer)
-            elif type(step) is Fetch:
-                transfer = fetching[step.storage] = self._transfer(step, now)
-                self.in_lanes[step.tier].put(transfer)
-                if observer is not None:
-                    observer.queued(self.in_lanes[step.tier].name, step.storage, transfer)
-            elif copying or fetching:  # Free and Discard: fences
-                s = step.storage
-                if s in copying:
-                    transfer = copying.pop(s)
-                    if transfer.done_ns < 0:
-                        yield transfer.wait(env)
-                    now = self._wait(position, "copy", transfer, now)
-                if s in fetching:
-                    transfer = fetching.pop(s)
-                    if transfer.done_ns < 0:
-                        yield transfer.wait(env)
-                    now = self._wait(position, "fetch", transfer, now)
+            elif type(step) is Copy or type(step) is Fetch:
+                self._take_off(step, now)
+            elif step.storage in flights:  # Free and Discard are fences
+                tier = step.tier if type(step) is Discard else None
+                late = self._landing(step.storage, copies=True, tier=tier)
+                now = yield from self._meet(position, late, now)
             if observer is not None:
                 observer.passed(position, before, now)
         for lane in (*self.out_lanes.values(), *self.in_lanes.values()):
             if lane.last is not None:
                 if lane.last.done_ns < 0:
-                    yield lane.last.wait(env)
+                    yield lane.last.wait(self._env)
                 now = max(now, lane.last.done_ns)
         self.compute_ns, self.recomputed_ns, self.end_ns = busy, again, now
 
-    def _transfer(self, step: Copy | Fetch, now: int) -> Transfer:
-        link = self._links[step.tier]
-        nbytes = self._facts.nbytes[step.storage]
-        whole = link.out_ns(nbytes) if type(step) is Copy else link.in_ns(nbytes)
-        return Transfer(step.storage, now, link.latency_ns, whole - link.latency_ns)
+    def _take_off(self, step: Copy | Fetch, now: int) -> None:
+        """Queue a transfer. What a copy sends must be there: a fetch in flight goes before it."""
+        s, tier, link = step.storage, step.tier, self._links[step.tier]
+        flying = self._flights.setdefault(s, [])
+        nbytes = self._facts.nbytes[s]
+        if type(step) is Copy:
+            lane, whole = self.out_lanes[tier], link.out_ns(nbytes)
+            first = next((each for each in flying if each.inward), None)
+        else:
+            lane, whole, first = self.in_lanes[tier], link.in_ns(nbytes), None
+        transfer = Transfer(
+            s, tier, type(step) is Fetch, now, link.latency_ns, whole - link.latency_ns, first
+        )
+        flying.append(transfer)
+        lane.put(transfer)
+        if self._observer is not None:
+            self._observer.queued(lane.name, s, transfer)
 
-    def _wait(
-        self, position: int, reason: Literal["copy", "fetch"], transfer: Transfer, now: int
-    ) -> int:
-        """Account for a wait of the compute lane and return the time after it."""
-        if transfer.done_ns > now:
-            stall = Stall(position, transfer.storage, reason, transfer.done_ns - now)
-            self.stalls.append(stall)
-            if self._observer is not None:
-                self._observer.stalled(stall, now)
-            return transfer.done_ns
+    def _landing(self, s: int, *, copies: bool, tier: str | None = None) -> list[Transfer]:
+        """Take a storage's transfers out of the air: fetches, and *copies*; of one tier, or all."""
+        flying = self._flights[s]
+        met = [t for t in flying if (t.inward or copies) and tier in (None, t.tier)]
+        left = [t for t in flying if t not in met]
+        if left:
+            self._flights[s] = left
+        else:
+            del self._flights[s]
+        return met
+
+    def _meet(
+        self, position: int, transfers: list[Transfer], now: int
+    ) -> Generator[simpy.Event, Any, int]:
+        """Let the compute lane wait for transfers; return the time after that."""
+        for transfer in transfers:
+            if transfer.done_ns < 0:
+                yield transfer.wait(self._env)
+            if transfer.done_ns > now:
+                reason: Literal["copy", "fetch"] = "fetch" if transfer.inward else "copy"
+                stall = Stall(position, transfer.storage, reason, transfer.done_ns - now)
+                self.stalls.append(stall)
+                if self._observer is not None:
+                    self._observer.stalled(stall, now)
+                now = transfer.done_ns
         return now

@@ -16,12 +16,36 @@ Steps = Generator[simpy.Event, Any, None]
 
 
 class Transfer:
-    """One copy on its way: it may start at *ready_ns* and takes *ns* alone on its link."""
+    """One copy on its way, *inward* or outward: it may start at *ready_ns*, and not before the
+    transfer *after* is done; it takes *ns* alone on its link."""
 
-    __slots__ = ("_event", "done_ns", "latency_ns", "ns", "ready_ns", "start_ns", "storage")
+    __slots__ = (
+        "_event",
+        "after",
+        "done_ns",
+        "inward",
+        "latency_ns",
+        "ns",
+        "ready_ns",
+        "start_ns",
+        "storage",
+        "tier",
+    )
 
-    def __init__(self, storage: int, ready_ns: int, latency_ns: int, ns: int) -> None:
+    def __init__(
+        self,
+        storage: int,
+        tier: str,
+        inward: bool,
+        ready_ns: int,
+        latency_ns: int,
+        ns: int,
+        after: "Transfer | None" = None,
+    ) -> None:
         self.storage = storage
+        self.tier = tier
+        self.inward = inward
+        self.after = after
         self.ready_ns = ready_ns
         self.latency_ns = latency_ns
         self.ns = ns
@@ -111,6 +135,8 @@ class Lane:
                 self._idle = env.event()
                 yield self._idle
             transfer = queue.popleft()
+            if transfer.after is not None and transfer.after.done_ns < 0:
+                yield transfer.after.wait(env)
             now = int(env.now)
             start = transfer.start_ns = max(now, transfer.ready_ns)
             if shared is None:

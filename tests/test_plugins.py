@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from superneurons.cli import main
-from superneurons.errors import PolicyFailed, SuperneuronsError, UnknownName
+from superneurons.errors import PolicyFailed, UnknownName
 from superneurons.machines import Machine, find_machine
 from superneurons.policies import (
     Component,
@@ -360,28 +360,20 @@ class NeedsAList(Planner):
     needs: ClassVar[list[str]] = ["phases"]
 
 
-@dataclass(frozen=True)
-class HasNoLabel(Planner):
-    def __repr__(self) -> str:
-        raise RuntimeError("no label")
-
-
 @pytest.mark.parametrize(
     ("maker", "policy"),
     [
         pytest.param(unable, "planner", id="making-it-raises"),
-        pytest.param(unannotated, "planner:depth=4", id="a-parameter-has-no-type"),
         pytest.param(MakesNoPolicy, "planner", id="what-it-makes-has-no-schedule"),
+        pytest.param(unannotated, "planner:depth=4", id="a-parameter-has-no-type"),
         pytest.param(NeedsAList, "planner", id="its-needs-are-no-set"),
-        pytest.param(HasNoLabel, "planner", id="its-repr-raises"),
     ],
 )
 def test_whatever_else_breaks_in_a_plugin_is_told_in_a_sentence(maker, policy, install):
     install(planner=maker)
-    try:
-        decide(find_policy(policy), find_trace("random:seed=1"), find_machine("k40c"))
-    except SuperneuronsError as error:
-        assert DISTRIBUTION in str(error)
+    result = simulate(policy)
+    # What can be made sense of may run; what cannot is blamed on whom it comes from.
+    assert result.exit_code == 0 or DISTRIBUTION in result.stderr
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Facts:
     Of an operation: *reads*, the storages that must be there for it, also when it is computed again
     (an in-place target is one of them), at *versions*; *needs*, the same for the original run, with
     what it updates in passing and what is unpacked for it; *fresh*, the storages that it makes,
-    *overwrites*, in place, and *updates*, in passing.
+    *overwrites*, in place, and *updates*, in passing; *rewrites* are both.
 
     Of a storage: *nbytes*; *scheduled*, whether it counts as the paper's data; *managed*, whether
     policies may give up its device copy, at places from *absent_from* to before *absent_until*;
@@ -53,6 +53,10 @@ class Facts:
         self.fresh: Final = flow.fresh
         self.overwrites: Final = flow.overwrites
         self.updates: Final = flow.updates
+        self.rewrites: Final = [
+            in_place + passing if passing else in_place
+            for in_place, passing in zip(flow.overwrites, flow.updates, strict=True)
+        ]
         self.writers: Final = flow.writers
         self.last_use: Final = flow.last_use
         self.nbytes: Final = [storage.nbytes for storage in trace.storages]
@@ -149,8 +153,12 @@ class Facts:
             trace.places,
             self.op_names,
             [op.recompute for op in operations],
-            [op.workspace_nbytes + op.transient_nbytes for op in operations],
-            [[a.workspace_nbytes for a in op.algorithms] for op in operations if op.algorithms],
+            [(op.workspace_nbytes, op.transient_nbytes) for op in operations],
+            [
+                (i, [algorithm.workspace_nbytes for algorithm in op.algorithms])
+                for i, op in enumerate(operations)
+                if op.algorithms
+            ],
             trace.storages,
             self.reads,
             self.versions,
@@ -183,14 +191,16 @@ class Facts:
 
     @property
     def floor_op(self) -> int:
-        """The operation that sets the floor; -1 in an empty trace."""
+        """The operation that sets the floor; -1 if it is what is there at the start."""
         return self._floor[0]
 
     @cached_property
     def _floor(self) -> tuple[int, int]:
         lasting = [a and b for a, b in zip(self.alive_at_start, self.alive_at_end, strict=True)]
         base = sum(n for n, kept in zip(self.nbytes, lasting, strict=True) if kept)
-        return max(self._demands(lasting, base), key=lambda demand: demand[1], default=(-1, base))
+        start = sum(n for n, alive in zip(self.nbytes, self.alive_at_start, strict=True) if alive)
+        demands = [(-1, start), *self._demands(lasting, base)]
+        return max(demands, key=lambda demand: demand[1])
 
     def _demands(self, lasting: list[bool], base: int) -> Iterator[tuple[int, int]]:
         for i, op in enumerate(self.trace.operations):

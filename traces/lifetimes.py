@@ -203,10 +203,12 @@ class Lifetimes:
     def _fault_use_after_release(self, s: int, release: int) -> None:
         uses = self._uses_from(s, release)
         use = next((i for i in uses if s not in self.needs[i]), uses[0])
+        name = self._flow.names[s]
+        number = [each.storage for each in self._trace.releases].index(name)
         fault(
             self._trace,
-            "releases",
-            f"{self._flow.names[s]!r} is released at place {release}, but "
+            f"releases[{number}]",
+            f"{name!r} is released at place {release}, but "
             f"{self._flow.op_names[use]!r} (operation {use}) still uses it and no save covers that",
         )
 

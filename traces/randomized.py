@@ -7,6 +7,7 @@ program lets go of things when it likes, and a driver can act only where a hook 
 from random import Random
 from typing import Final
 
+from ..errors import InvalidInput
 from .model import Kind, Operation, Phase, Places, Recompute, Release, Save, Storage, Trace, Value
 
 _KINDS: Final = ("conv", "matmul", "norm", "activation", "dropout", "pool", "add")
@@ -15,12 +16,14 @@ _RECOMPUTE: Final[tuple[Recompute, ...]] = ("pure",) * 7 + ("random", "random", 
 
 def randomized(seed: int = 0, ops: int = 12, places: Places = "everywhere") -> Trace:
     """A small random step for tests; *ops* is the number of its forward operations."""
+    if ops < 1:
+        raise InvalidInput(f"random: a step of {ops} forward operations is none; give at least 1")
     return random_trace(Random(seed), ops, places, f"random:seed={seed},ops={ops},places={places}")
 
 
 def random_trace(rng: Random, ops: int, places: Places, name: str = "random") -> Trace:
     """Return a random step of *ops* forward operations, their backward and an optimizer."""
-    return _Random(rng, max(1, ops), places).trace(name)
+    return _Random(rng, ops, places).trace(name)
 
 
 class _Random:
