@@ -310,6 +310,50 @@ def test_the_memory_counter_of_a_timeline_reaches_the_device_peak(policy, timeli
     assert samples[-1]["args"]["scheduled bytes"] == 0  # the step leaves nothing behind
 
 
+def test_the_memory_counter_has_workspaces_while_they_last_and_frees_after_their_fence(tmp_path):
+    """One tensor of 80 bytes goes out and comes back, at 10 us and 10 ns either way."""
+    names = {"f1": ("", "a"), "f2": ("a", "b"), "f3": ("b", "c"), "b1": ("a c", "g")}
+    step = empty_step("step") | {
+        "storages": [
+            {"name": "a", "kind": "activation", "nbytes": 80},
+            *({"name": name, "kind": "activation", "nbytes": 1} for name in "bcg"),
+        ],
+        "operations": [
+            {
+                "name": name,
+                "kind": "conv" if name == "f1" else "norm",
+                "phase": "backward" if name == "b1" else "forward",
+                "reads": reads.split(),
+                "writes": [written],
+                "device_ns": 100,
+                "host_ns": 0,
+                "workspace_nbytes": 500 if name == "f1" else 0,
+            }
+            for name, (reads, written) in names.items()
+        ],
+    }
+    path = tmp_path / "step.json"
+    path.write_text(json.dumps(step))
+    policy = "liveness+offload:release=immediate,lookahead=0"
+    found = timeline(tmp_path / "t.json", str(path), "--machine", "k40c", "--policy", policy)
+    (events,) = found.values()
+    samples = [(round(e["ts"] * 1000), sum(e["args"].values())) for e in events if e["ph"] == "C"]
+    assert samples == [
+        (0, 0),
+        (0, 580),  # f1: its output and its workspace
+        (100, 80),
+        (100, 81),  # f2: after it a is copied, and freed when the copy has arrived at 10210
+        (10_210, 1),
+        (10_210, 2),  # f3: after it b is dead
+        (10_310, 1),
+        (10_310, 81),  # a comes back, for b1 that waits until 20320
+        (20_320, 82),
+        (20_420, 2),  # a, c and g die together
+        (20_420, 1),
+        (20_420, 0),
+    ]
+
+
 # -- schedules -------------------------------------------------------------------------------------
 
 

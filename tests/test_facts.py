@@ -4,6 +4,7 @@ from math import prod
 
 import pytest
 
+from superneurons.errors import InvalidInput
 from superneurons.traces import (
     Algorithm,
     Facts,
@@ -219,6 +220,22 @@ def test_alexnet_has_the_36_tensors_of_the_paper():
     }
     assert len(gradients) == 13  # those of activations, dropouts' and normalizations' are in place
     assert gradients["conv1.grad"] == 200 * 3 * 227 * 227 * 4  # even of the image batch
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"),
+    [(3, 1, 0, 8), (3, 1, 1, 10), (3, 2, 0, 4), (2, 2, 0, 5), (4, 3, 0, 3), (5, 2, 2, 5)],
+)
+def test_a_window_that_does_not_fit_once_more_is_left_out(kernel, stride, padding, size):
+    net = Network("net", 2, (3, 10, 10))  # floor((in + 2p - k) / s) + 1, as cuDNN does it
+    assert net.shape(net.conv("data", "conv", 4, kernel, stride, padding)) == (2, 4, size, size)
+    assert net.shape(net.pool("data", "pool", kernel, stride, padding)) == (2, 3, size, size)
+
+
+def test_a_window_larger_than_its_image_is_refused():
+    with pytest.raises(InvalidInput) as caught:
+        Network("net", 2, (3, 10, 10)).conv("data", "conv", 4, 13, padding=1)
+    assert str(caught.value) == "layer 'conv': a window of 13 does not fit into 10"
 
 
 # -- dependency lists, layer kind by layer kind (the release; paper.md 1.8) -----------------------

@@ -211,6 +211,8 @@ def test_a_parameter_that_is_given_twice_is_refused():
             "offload:lookahead=3,liveness+cache:tier=host",
             ["offload:lookahead=3", "liveness+cache:tier=host"],
         ),
+        # not a bare key: a stack, and it is wrong in one way only
+        ("offload:lookahead=3,liveness+tier=host", ["offload:lookahead=3", "liveness+tier=host"]),
         ("lookahead=3", ["lookahead=3"]),  # there is no name before it that it could belong to
     ],
 )
