@@ -789,3 +789,11 @@ def with_algorithms(*workspaces: tuple[int, int, int | None]) -> Trace:
 def test_other_algorithms_are_in_the_digest_with_their_operation(one, two):
     # By its second algorithm the same Run is illegal in the other step, or takes other bytes.
     assert one.facts.digest != two.facts.digest
+
+
+def test_where_a_driver_can_act_is_in_the_digest():
+    steps = [
+        step([lasting("w")], [operation("f1", "w")], places=places)
+        for places in ("everywhere", "saves")
+    ]
+    assert steps[0].facts.digest != steps[1].facts.digest

@@ -305,6 +305,13 @@ def test_an_entry_point_that_makes_nothing_is_blamed(install):
     )
 
 
+def test_what_makes_nothing_has_no_manual(install):
+    install(planner=3)
+    result = run("policies", "planner")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"policy 'planner' of {DISTRIBUTION} is 3; " in result.stderr
+
+
 def test_a_built_in_policy_is_not_replaced_by_a_plugin(install):
     install(liveness=Planner)
     assert find_policy("liveness") == Liveness()
@@ -360,6 +367,21 @@ class NeedsAList(Planner):
     needs: ClassVar[list[str]] = ["phases"]
 
 
+class CannotSayWhatItNeeds:
+    def schedule(self, trace: Trace, machine: Machine, budget: int | None) -> Schedule:
+        return Liveness().schedule(trace, machine, budget)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        raise RuntimeError("no idea")
+
+
+@dataclass(frozen=True)
+class CannotSayItsName(Raises):
+    def __repr__(self) -> str:
+        raise RuntimeError("no name")
+
+
 @pytest.mark.parametrize(
     ("maker", "policy"),
     [
@@ -367,6 +389,8 @@ class NeedsAList(Planner):
         pytest.param(MakesNoPolicy, "planner", id="what-it-makes-has-no-schedule"),
         pytest.param(unannotated, "planner:depth=4", id="a-parameter-has-no-type"),
         pytest.param(NeedsAList, "planner", id="its-needs-are-no-set"),
+        pytest.param(CannotSayWhatItNeeds, "planner", id="its-needs-raise"),
+        pytest.param(CannotSayItsName, "planner", id="it-raises-and-so-does-its-repr"),
     ],
 )
 def test_whatever_else_breaks_in_a_plugin_is_told_in_a_sentence(maker, policy, install):

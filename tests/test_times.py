@@ -4,17 +4,14 @@ Half-duplex links are not max-plus: there the exact times are worked out by hand
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from random import Random
-from typing import ClassVar
 
 import msgspec
-import pytest
 from maxplus import Times, clock
 
 from superneurons.errors import IllegalSchedule
 from superneurons.machines import Machine, find_machine
-from superneurons.policies import Component, Decision, Part, Stack, decide, find_policy
+from superneurons.policies import Decision, decide, find_policy
 from superneurons.reports import Report
 from superneurons.schedules import (
     Copy,
@@ -22,7 +19,6 @@ from superneurons.schedules import (
     Fetch,
     Free,
     Instruction,
-    Rerun,
     Run,
     Schedule,
     check,
@@ -227,7 +223,7 @@ def test_each_way_of_a_full_duplex_link_has_its_own_rate():
     # y leaves from 1000 to 5500: 500 of latency, then 40 bytes in 4000; Free(y) waits 4500 for it.
     # g ends at 6500 and x leaves until 17,000; h ends at 7500 and y is fetched until 12,000.
     # So b waits 4500, ends at 13,000, and Free(x) waits another 4000.
-    machine = find_machine(SLOW + ",host_latency=500ns".replace("host_latency", "peer_latency"))
+    machine = find_machine(SLOW)
     tiers = tuple(
         msgspec.structs.replace(tier, link=msgspec.structs.replace(tier.link, latency_ns=500))
         for tier in machine.tiers
