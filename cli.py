@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .errors import InvalidInput, SuperneuronsError
+from .errors import IllegalSchedule, InvalidInput, PolicyFailed, SuperneuronsError
 
 
 class _Commands(click.Group):
@@ -113,7 +113,10 @@ def check(trace: str, file: str) -> None:
 
     step = find_trace(trace)
     schedule = read_schedule(file, step)
-    ledger = prove(step, schedule)
+    try:
+        ledger = prove(step, schedule)
+    except IllegalSchedule as error:
+        raise InvalidInput(f"{file}: {error}") from None
     click.echo(
         f"{file}: legal. {len(schedule.instructions)} instructions of {schedule.policy} over "
         f"{step.name}; step peak {format_bytes(max(ledger.step_nbytes, default=0))}, device peak "
@@ -142,7 +145,13 @@ def policies(name: str | None) -> None:
     from .policies import policy_maker, policy_names
 
     if name is None:
-        _list({each: policy_maker(each) for each in policy_names()})
+        makers: dict[str, Any] = {}
+        for each in policy_names():
+            try:
+                makers[each] = policy_maker(each)
+            except PolicyFailed as error:  # one broken plugin is in nobody's way
+                makers[each] = error
+        _list(makers)
     else:
         _explain(name, policy_maker(name))
 
@@ -167,7 +176,8 @@ def machines(name: str | None) -> None:
 def _list(makers: dict[str, Any]) -> None:
     width = max(map(len, makers))
     for name, maker in makers.items():
-        click.echo(f"{name:{width}}  {(inspect.getdoc(maker) or '').partition(chr(10))[0]}")
+        text = str(maker) if isinstance(maker, PolicyFailed) else inspect.getdoc(maker) or ""
+        click.echo(f"{name:{width}}  {text.partition(chr(10))[0]}")
 
 
 def _explain(name: str, maker: Any) -> None:

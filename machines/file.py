@@ -80,7 +80,7 @@ def machine_names() -> list[str]:
 
 def read_machine(path: Path, overrides: dict[str, str] | None = None) -> Machine:
     """Return the machine in the file at *path*; *overrides* replace figures by name."""
-    content = decode(read_data(path, FORMAT, "a machine file"), _File, path)
+    content = decode(read_data(path, FORMAT, "machine file"), _File, path)
     figures = {
         key: decode(figure, Figure, f"{path}: figure {key!r}")
         for key, figure in content.figures.items()

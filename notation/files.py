@@ -5,7 +5,7 @@ import os
 import tempfile
 import zlib
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import yaml
@@ -13,9 +13,22 @@ import yaml
 from ..errors import InvalidInput
 
 T = TypeVar("T")
-_YAML = (".yaml", ".yml")
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class _StrictLoader(_Loader):  # type: ignore[misc]
+    """YAML as it is meant: a key that is given twice is a mistake, not an override."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node whose keys are all different."""
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            line = node.start_mark.line + 1
+            raise ValueError(f"{twice!r} is given twice in the mapping at line {line}")
+        return mapping
 
 
 def read_data(path: Path, header: str, what: str) -> dict[str, object]:
@@ -31,17 +44,15 @@ def read_data(path: Path, header: str, what: str) -> dict[str, object]:
             raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InvalidInput(f"{path}: cannot be read as {what}: {reason}") from None
+        raise InvalidInput(f"{path}: cannot be read as a {what}: {reason}") from None
     try:
-        if path.with_suffix("").suffix in _YAML or path.suffix in _YAML:
-            data = yaml.load(raw, Loader=_Loader)
-        else:
-            data = msgspec.json.decode(raw)
+        yaml_file = _is_yaml(path)
+        data = yaml.load(raw, Loader=_StrictLoader) if yaml_file else msgspec.json.decode(raw)
     except RecursionError:
-        raise InvalidInput(f"{path}: cannot be read as {what}: it is nested too deep") from None
+        raise InvalidInput(f"{path}: cannot be read as a {what}: it is nested too deep") from None
     except (yaml.YAMLError, msgspec.DecodeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InvalidInput(f"{path}: cannot be read as {what}: {reason}") from None
+        raise InvalidInput(f"{path}: cannot be read as a {what}: {reason}") from None
     if not isinstance(data, dict):
         raise InvalidInput(
             f"{path}: is no {what}: it holds no mapping with a line 'format: {header}'"
@@ -51,7 +62,7 @@ def read_data(path: Path, header: str, what: str) -> dict[str, object]:
         kind, _, version = header.partition("/")
         if isinstance(found, str) and found.startswith(kind + "/"):
             raise InvalidInput(
-                f"{path}: is {what} version {found.partition('/')[2]}; this superneurons reads "
+                f"{path}: is a {what} version {found.partition('/')[2]}; this superneurons reads "
                 f"version {version}"
             )
         raise InvalidInput(f"{path}: is no {what}: its format is {found!r}, not {header!r}")
@@ -61,7 +72,7 @@ def read_data(path: Path, header: str, what: str) -> dict[str, object]:
 def write_data(path: Path, header: str, data: dict[str, object]) -> None:
     """Write *data* under *header*: YAML or JSON by the name's ending, gzipped with `.gz`."""
     content = {"format": header, **data}
-    if path.with_suffix("").suffix in _YAML or path.suffix in _YAML:
+    if _is_yaml(path):
         plain = msgspec.to_builtins(content)
         raw = yaml.dump(
             plain, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100
@@ -69,6 +80,10 @@ def write_data(path: Path, header: str, data: dict[str, object]) -> None:
     else:
         raw = msgspec.json.encode(content) + b"\n"
     write_bytes(path, gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+
+
+def _is_yaml(path: Path) -> bool:
+    return path.name.removesuffix(".gz").endswith((".yaml", ".yml"))
 
 
 def write_bytes(path: Path, raw: bytes) -> None:
@@ -82,7 +97,7 @@ def write_bytes(path: Path, raw: bytes) -> None:
             os.umask(mask)
             Path(name).chmod(0o666 & ~mask)
             Path(name).replace(path)
-        except OSError:
+        except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:

@@ -46,22 +46,38 @@ def _ask(policy: Policy, trace: Trace, machine: Machine, budget: int | None) -> 
     except SuperneuronsError:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise PolicyFailed(
-            f"{_name(policy)} raised {type(error).__name__}: {' '.join(str(error).split())} "
-            f"({last.filename}, line {last.lineno}, in {last.name})"
-        ) from error
+        raise _failed(policy, error) from error
     if not isinstance(schedule, Schedule):
         raise PolicyFailed(f"{_name(policy)} returned {schedule!r}, which is no Schedule")
     return schedule
 
 
 def _name(policy: Policy) -> str:
-    return f"policy {policy!r} of {distribution_of(policy)}"
+    try:
+        label = repr(policy)
+    except Exception:  # a plugin's, and it has failed already
+        label = type(policy).__name__
+    return f"policy {label} of {distribution_of(policy)}"
+
+
+def _needs(policy: Policy) -> frozenset[str]:
+    try:
+        needs = getattr(policy, "needs", ())
+        return frozenset({needs} if isinstance(needs, str) else needs)
+    except Exception as error:
+        raise _failed(policy, error) from error
+
+
+def _failed(policy: Policy, error: Exception) -> PolicyFailed:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return PolicyFailed(
+        f"{_name(policy)} raised {type(error).__name__}: {' '.join(str(error).split())} "
+        f"({last.filename}, line {last.lineno}, in {last.name})"
+    )
 
 
 def _require_facts(policy: Policy, trace: Trace) -> None:
-    missing = frozenset(getattr(policy, "needs", ())) - trace.has
+    missing = _needs(policy) - trace.has
     if missing:
         raise InvalidInput(
             f"policy {policy!r} needs {', '.join(sorted(missing))}; "

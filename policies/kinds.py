@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from ..errors import InvalidInput
 from ..traces import Facts
 
 CHECKPOINT_KINDS: Final = (
@@ -16,12 +17,24 @@ CHECKPOINT_KINDS: Final = (
 """The kinds that are checkpoints by default; everything else is cheap to recompute."""
 
 
+OTHER_KINDS: Final = ("norm", "activation", "pool", "dropout", "loss")
+"""The kinds that traces of this package have besides."""
+
+
 def checkpoints(facts: Facts, kinds: tuple[str, ...]) -> list[bool]:
     """Return, for each storage, whether it is a checkpoint: made in forward by one of *kinds*.
 
     What counts is the operation that made the storage: after an in-place ReLU a convolution's
-    storage is still the convolution's, and its checkpoint is the ReLU's result.
+    storage is still the convolution's, and its checkpoint is the ReLU's result. Raises InvalidInput
+    for a kind that neither the trace nor this package knows.
     """
+    known = {*CHECKPOINT_KINDS, *OTHER_KINDS, *(op.kind for op in facts.trace.operations)}
+    for kind in kinds:
+        if kind not in known:
+            raise InvalidInput(
+                f"no operation of {facts.trace.name!r} is of kind {kind!r}; "
+                f"kinds are: {', '.join(sorted(known))}"
+            )
     wanted = frozenset(kinds)
     operations = facts.trace.operations
     return [

@@ -50,6 +50,11 @@ def policy_maker(name: str) -> Callable[..., Policy]:
             f"policy {name!r} of {distribution(name)} cannot be loaded: "
             f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
+    if not callable(maker):
+        raise PolicyFailed(
+            f"policy {name!r} of {distribution(name)} is {maker!r}; an entry point names a class "
+            "or function that makes a policy"
+        )
     return maker
 
 
@@ -62,11 +67,6 @@ def find_policy(text: str) -> Policy:
     for part in text.split("+"):
         call = parse_call(part)
         maker = policy_maker(call.name)
-        if not callable(maker):
-            raise PolicyFailed(
-                f"policy {call.name!r} of {distribution(call.name)} is {maker!r}; an entry point "
-                "names a class or function that makes a policy"
-            )
         made.append((call.name, _make(maker, call)))
     if len(made) == 1:
         return made[0][1]

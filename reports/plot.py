@@ -1,6 +1,7 @@
 """Memory over a step, drawn."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInput, MissingExtra
+from ..notation.files import write_bytes
 from .report import Report
 
 if TYPE_CHECKING:
@@ -42,10 +44,12 @@ def plot_memory(reports: Sequence[Report], path: Path | str) -> None:
     axes.set_xlim(1, max(2, first.ops))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
+    drawn = BytesIO()
     try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
+        figure.savefig(drawn, format=Path(path).suffix[1:] or "png", dpi=150)
+    except ValueError as error:
         raise InvalidInput(f"{path}: the plot cannot be written: {error}") from None
+    write_bytes(Path(path), drawn.getvalue())
 
 
 def _draw(axes: "Axes", report: Report) -> None:

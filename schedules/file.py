@@ -65,7 +65,7 @@ def read_schedule(path: Path | str, trace: Trace) -> Schedule:
     Raises InvalidInput if it cannot be read, InvalidSchedule if it is of another trace.
     """
     path = Path(path)
-    content = decode(read_data(path, FORMAT, "a schedule file"), _File, path)
+    content = decode(read_data(path, FORMAT, "schedule file"), _File, path)
     facts = trace.facts
     if content.digest != facts.digest:
         raise InvalidSchedule(

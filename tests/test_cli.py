@@ -795,3 +795,18 @@ def test_a_simulation_without_a_plot_loads_no_heavy_library(tmp_path):
     done = process("-c", code, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "t.json").exists()
+
+
+def test_a_kind_that_nobody_knows_is_refused():
+    sentence = refuse(
+        "simulate", "alexnet", "--machine", "k40c", "--policy", "recompute:kinds=convolution"
+    )
+    assert "no operation of 'alexnet:batch=200' is of kind 'convolution'; kinds are: " in sentence
+
+
+def test_a_plot_that_cannot_be_written_leaves_what_was_there(tmp_path):
+    path = tmp_path / "plot.nonsense"
+    path.write_bytes(b"before")
+    sentence = refuse(*ONE, "--plot", str(path))
+    assert "the plot cannot be written" in sentence
+    assert path.read_bytes() == b"before"

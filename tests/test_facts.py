@@ -797,3 +797,20 @@ def test_where_a_driver_can_act_is_in_the_digest():
         for places in ("everywhere", "saves")
     ]
     assert steps[0].facts.digest != steps[1].facts.digest
+
+
+def test_a_graph_that_cannot_be_trained_as_drawn_is_refused():
+    branching = Network("branching", 1, (3, 8, 8))
+    first = branching.conv("data", "first", 4, 3)
+    branching.softmax(branching.join((branching.relu(first, "r1"), first), "sum"), "softmax")
+    with pytest.raises(InvalidInput, match="'first' has several readers, r1, sum; put a fork"):
+        training_step(branching, "branching")
+    twice = Network("twice", 1, (3, 8, 8))
+    fork = twice.fork(twice.conv("data", "first", 4, 3), "fork")
+    twice.softmax(twice.join((fork, fork), "sum"), "softmax")
+    with pytest.raises(InvalidInput, match="'sum' reads one layer twice"):
+        training_step(twice, "twice")
+    endless = Network("endless", 1, (3, 8, 8))
+    endless.conv("data", "first", 4, 3)
+    with pytest.raises(InvalidInput, match="it ends in 'first'; end it in a softmax"):
+        training_step(endless, "endless")

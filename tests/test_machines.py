@@ -322,3 +322,11 @@ def test_the_second_gpu_of_the_h200_is_a_tier():
     h200 = find_machine("h200")
     assert list(h200.capacities) == ["host", "peer"]
     assert h200.tier("peer").link.out_ns(394) == 18_001
+
+
+def test_a_figure_that_is_given_twice_is_refused(tmp_path):
+    path = written(tmp_path)
+    text = path.read_text()
+    path.write_text(text.replace("name: toy", "name: toy\nname: other", 1))
+    with pytest.raises(InvalidInput, match="'name' is given twice in the mapping at line 1"):
+        read_machine(path)

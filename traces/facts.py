@@ -146,7 +146,8 @@ class Facts:
 
     @cached_property
     def digest(self) -> str:
-        """What identifies the step for a schedule: everything but times and notes."""
+        """What identifies the step for a schedule: all that legality and bytes depend on, and so
+        neither times nor notes nor an operation's kind, phase and module."""
         trace = self.trace
         operations = trace.operations
         content = (
@@ -185,8 +186,8 @@ class Facts:
 
     @property
     def floor_nbytes(self) -> int:
-        """The device bytes that no policy undercuts: what is there throughout, and the most that
-        one operation needs beside it, workspace included."""
+        """The device bytes that no policy undercuts: the most that one operation needs at once,
+        workspace included, with all that policies may not move at that time."""
         return self._floor[1]
 
     @property
@@ -196,15 +197,26 @@ class Facts:
 
     @cached_property
     def _floor(self) -> tuple[int, int]:
-        lasting = [a and b for a, b in zip(self.alive_at_start, self.alive_at_end, strict=True)]
-        base = sum(n for n, kept in zip(self.nbytes, lasting, strict=True) if kept)
         start = sum(n for n, alive in zip(self.nbytes, self.alive_at_start, strict=True) if alive)
-        demands = [(-1, start), *self._demands(lasting, base)]
-        return max(demands, key=lambda demand: demand[1])
+        return max([(-1, start), *self._demands()], key=lambda demand: demand[1])
 
-    def _demands(self, lasting: list[bool], base: int) -> Iterator[tuple[int, int]]:
+    def _demands(self) -> Iterator[tuple[int, int]]:
+        """Yield for each operation what is there while it runs, whatever a policy does."""
+        everywhere = self.trace.places == "everywhere"
+        change = [0] * (self.op_count + 2)  # of what is there whatever a policy does
+        for s, nbytes in enumerate(self.nbytes):
+            born = 0 if self.alive_at_start[s] else self.writers[s][0]
+            stays = [(born, self.death[s])]
+            if self.managed[s]:
+                stays = [(born, self.absent_from[s]), (self.absent_until[s], self.death[s])]
+            for first, end in stays:
+                if first < end:
+                    change[first] += nbytes
+                    change[end] -= nbytes
+        there = 0
         for i, op in enumerate(self.trace.operations):
+            there += change[i]
             workspaces = (op.workspace_nbytes, *(a.workspace_nbytes for a in op.algorithms))
-            inside = min(workspaces) + op.transient_nbytes
-            beside = sum(self.nbytes[s] for s in self.needs[i] if not lasting[s])
-            yield i, base + beside + self.fresh_nbytes[i] + inside
+            used = self.needs[i] + self.fresh[i] if everywhere else ()
+            moved = sum(self.nbytes[s] for s in used if self.managed[s])
+            yield i, there + moved + min(workspaces) + op.transient_nbytes

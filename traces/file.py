@@ -17,7 +17,7 @@ def read_trace(path: Path | str) -> Trace:
     Raises InvalidInput or InvalidTrace with the file and the path to the fault.
     """
     path = Path(path)
-    trace = decode(read_data(path, FORMAT, "a trace file"), Trace, path)
+    trace = decode(read_data(path, FORMAT, "trace file"), Trace, path)
     try:
         _ = trace.facts
     except InvalidTrace as error:

@@ -209,7 +209,8 @@ class Lifetimes:
             self._trace,
             f"releases[{number}]",
             f"{name!r} is released at place {release}, but "
-            f"{self._flow.op_names[use]!r} (operation {use}) still uses it and no save covers that",
+            f"{self._flow.op_names[use]!r} (operation {use}) still uses it"
+            + ("" if self._trace.places == "everywhere" else " and no save covers that"),
         )
 
 

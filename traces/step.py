@@ -9,6 +9,7 @@ There is no optimizer operation: the paper's figures end with the last backward.
 from math import prod
 from typing import Final
 
+from ..errors import InvalidInput
 from .layers import LAYER_KINDS, Layer, Network
 from .model import Kind, Operation, Storage, Trace, Value
 from .route import execution_route
@@ -38,6 +39,7 @@ class _Step:
 
     def trace(self, name: str) -> Trace:
         network = self._network
+        self._prove()
         self._store("data", "input", prod(network.shape("data")), alive=True)
         for layer in network.layers.values():
             if layer.parameters:
@@ -64,6 +66,23 @@ class _Step:
                 "times": "none measured: the roofline of the machine that it is simulated on",
             },
         )
+
+    def _prove(self) -> None:
+        """Refuse a graph that cannot be trained as it is drawn. Raises InvalidInput."""
+        network = self._network
+        for layer in network.layers.values():
+            readers = self._followers[layer.name]
+            if len(readers) > 1 and layer.kind not in ("fork", "data"):
+                raise InvalidInput(
+                    f"{network.name}: {layer.name!r} has several readers, {', '.join(readers)}; "
+                    "put a fork between"
+                )
+            if len(set(layer.inputs)) < len(layer.inputs):
+                raise InvalidInput(f"{network.name}: {layer.name!r} reads one layer twice")
+            if not readers and layer.kind != "softmax":
+                raise InvalidInput(
+                    f"{network.name}: it ends in {layer.name!r}; end it in a softmax"
+                )
 
     def _forward(self, layer: Layer) -> None:
         writes = self._outputs(layer)
