@@ -26,6 +26,7 @@ wheel: $(VENV)/installed
 	$(BIN)/check-wheel-contents dist
 
 bench: $(VENV)/installed
+	$(BIN)/python bench/start.py
 	$(BIN)/python bench/speed.py
 
 clean:
