@@ -3,8 +3,8 @@
 The protocol is one method: `schedule(trace, machine, budget)`. A planner implements it directly.
 Most policies think step by step: they are *components*, frozen dataclasses whose fields are their
 parameters, and `begin(walk)` returns the *part* that holds the state of one walk over a trace. A
-part answers the walk's questions with wishes, instructions that it would like at this point; the
-walk alone places them, completes them, skips moot ones and refuses harmful ones.
+part answers questions with wishes, instructions that it would like at this point; the weaver alone
+places them, completes them, skips moot ones and refuses harmful ones.
 """
 
 from abc import ABC, abstractmethod

@@ -17,5 +17,5 @@ class Baseline(Component):
     name: ClassVar[str] = "baseline"
 
     def begin(self, walk: "Walk") -> Part:
-        """Return a part that wishes for nothing; the walk frees everything at the end."""
+        """Return a part that wishes for nothing; the weaver frees everything at the end."""
         return Part()

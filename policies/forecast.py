@@ -5,7 +5,7 @@ from ..traces import Facts
 
 
 class Forecast:
-    """A clock for each lane, moved on by the instructions that the walk places.
+    """A clock for each lane, moved on by the instructions that are placed.
 
     *now_ns* is when the compute lane reaches this place. Links are taken as full duplex and
     private; the simulator knows better where they are not.

@@ -19,6 +19,30 @@ _CIRCLES: Final = 1000
 """How many reruns, for each storage on the way, one restore may take before it stops giving up."""
 
 
+class Pins:
+    """What may not leave now: *hard*, what the instruction at hand needs; *soft*, what waiting
+    operations want, by how many of them. Soft pins are heeded as long as *softly* is set."""
+
+    def __init__(self) -> None:
+        self.hard: tuple[int, ...] = ()
+        self.softly = True
+        self._soft: dict[int, int] = {}
+
+    def pinned(self, s: int) -> bool:
+        """Whether a storage is pinned."""
+        return s in self.hard or (self.softly and s in self._soft)
+
+    def want(self, storages: tuple[int, ...], change: int) -> None:
+        """Count the storages of an operation that waits in (1) or out (-1)."""
+        soft = self._soft
+        for s in storages:
+            count = soft.get(s, 0) + change
+            if count:
+                soft[s] = count
+            else:
+                del soft[s]
+
+
 class _Frame:
     """A storage on its way back: the next link of its chain, and what its operation waits for."""
 
@@ -33,29 +57,25 @@ class _Frame:
 class Restores:
     """Brings storages back to a draft.
 
-    *make_room* frees bytes for what comes, *alive* says whether a storage is still needed, and
-    *told* hears of every rerun, with the operation of the step that it is for.
+    *pins* says what may not leave, *make_room* frees bytes for what comes, *alive* says whether a
+    storage is still needed, and *told* hears of every rerun, with the operation that it is for.
     """
 
     def __init__(
         self,
         draft: Draft,
+        pins: Pins,
         make_room: Callable[[int], None],
         alive: Callable[[int], bool],
         told: Callable[[int, int], None],
     ) -> None:
-        self.hard: tuple[int, ...] = ()
         self.bounded = True
-        self._soft: dict[int, int] = {}  # how many waiting operations want a storage
+        self._pins = pins
         self._draft = draft
         self._facts = draft.facts
         self._make_room = make_room
         self._alive = alive
         self._told = told
-
-    def pinned(self, s: int, *, softly: bool) -> bool:
-        """Whether the instruction at hand needs a storage, or *softly*, an operation that waits."""
-        return s in self.hard or (softly and s in self._soft)
 
     def bring(self, needs: tuple[int, ...], waiting: int) -> None:
         """Bring back all that is absent of *needs*, for the operation *waiting*.
@@ -64,7 +84,7 @@ class Restores:
         one keeps driving out another, the last attempt ignores the limit, and the ledger tells.
         """
         draft, absent = self._draft, self._draft.absent
-        self._want(needs, 1)
+        self._pins.want(needs, 1)
         for attempt in range(_PATIENCE + 1):
             missing = [s for s in needs if s in absent]
             if not missing:
@@ -75,7 +95,7 @@ class Restores:
                 if s in absent:
                     self._restore(s, waiting)
         self.bounded = True
-        self._want(needs, -1)
+        self._pins.want(needs, -1)
 
     def _restore(self, storage: int, waiting: int) -> None:
         facts, draft, absent = self._facts, self._draft, self._draft.absent
@@ -100,7 +120,7 @@ class Restores:
             if missing:
                 if not frame.waits_for:
                     frame.waits_for = facts.reads[op]
-                    self._want(frame.waits_for, 1)
+                    self._pins.want(frame.waits_for, 1)
                 stack.extend(_Frame(r) for r in missing)
                 continue
             self._stop_waiting(frame)
@@ -112,9 +132,9 @@ class Restores:
             self._told(op, waiting)
 
     def _fetch(self, s: int, tier: str) -> None:
-        self.hard = (s,)
+        self._pins.hard = (s,)
         self._make_room(self._facts.nbytes[s])
-        self.hard = ()
+        self._pins.hard = ()
         self._draft.fetch(Fetch(s, tier))
 
     def _rerun(self, op: int, target: int) -> None:
@@ -125,24 +145,14 @@ class Restores:
                 if self._alive(sibling):
                     draft.absent[sibling] = version[sibling]
                 draft.free(Free(sibling))
-        self.hard = (target, *facts.reads[op])
+        self._pins.hard = (target, *facts.reads[op])
         self._make_room(facts.fresh_nbytes[op] + draft.ledger.inside(op))
-        self.hard = ()
+        self._pins.hard = ()
         draft.rerun(op)
         for sibling in facts.fresh[op]:
             if sibling != target and draft.absent.get(sibling) == version[sibling]:
                 del draft.absent[sibling]
 
-    def _want(self, storages: tuple[int, ...], change: int) -> None:
-        """Count the storages of an operation that waits in or out of the soft pins."""
-        soft = self._soft
-        for s in storages:
-            count = soft.get(s, 0) + change
-            if count:
-                soft[s] = count
-            else:
-                del soft[s]
-
     def _stop_waiting(self, frame: _Frame) -> None:
-        self._want(frame.waits_for, -1)
+        self._pins.want(frame.waits_for, -1)
         frame.waits_for = ()

@@ -6,7 +6,7 @@ from ..machines import Machine
 from ..schedules import Schedule
 from ..traces import Trace
 from .base import Component
-from .walk import Walk
+from .weaver import Weaver
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,8 +23,8 @@ class Stack:
     def schedule(self, trace: Trace, machine: Machine, budget: int | None) -> Schedule:
         """Walk once over the trace with all components: see `Policy.schedule`."""
         limit = machine.device_nbytes if budget is None else budget
-        walk = Walk(trace, machine, limit)
-        instructions = walk.run(self.components)
+        weaver = Weaver(trace, machine, limit)
+        instructions = weaver.run(self.components)
         return Schedule(
             trace=trace.name,
             digest=trace.facts.digest,
@@ -33,8 +33,8 @@ class Stack:
             budget_nbytes=budget,
             tiers=machine.capacities,
             instructions=instructions,
-            short_nbytes=walk.ledger.short,
-            short_op=walk.ledger.short_op,
+            short_nbytes=weaver.ledger.short,
+            short_op=weaver.ledger.short_op,
         )
 
     def __repr__(self) -> str:

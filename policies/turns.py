@@ -42,7 +42,7 @@ class Turns:
                         asked = -1
                     if walk.resident(s):
                         kept.append(s)
-        finally:  # the walk stops asking as soon as there is room
+        finally:  # the weaver stops asking as soon as there is room
             if asked >= 0 and walk.resident(asked):
                 kept.append(asked)
             for s in reversed(kept):

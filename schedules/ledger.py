@@ -1,6 +1,6 @@
 """The ledger: what is where, and how many bytes, as instructions go by.
 
-The one room where bytes are added up. The walk keeps one to decide with and the checker another to
+The one room where bytes are added up. The weaver keeps one to decide with and the checker another to
 prove with; a policy never adds. The ledger applies instructions and trusts them: whether they are
 allowed is the checker's business.
 
