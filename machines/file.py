@@ -38,7 +38,9 @@ TIER: Final = {
     "{}_to_device": "bytes per second",
     "{}_latency": "ns",
 }
-_TIER_NAME: Final = re.compile(r"device_to_(\w+)|(\w+)_to_device|(\w+)_(?:latency|duplex)")
+_TIER_NAME: Final = re.compile(
+    r"device_to_(\w+)|(\w+)_to_device|(\w+)_(?:latency|duplex)|((?!device_)\w+)_memory"
+)
 
 
 class Figure(Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,23 +83,26 @@ def machine_names() -> list[str]:
 def read_machine(path: Path, overrides: dict[str, str] | None = None) -> Machine:
     """Return the machine in the file at *path*; *overrides* replace figures by name."""
     content = decode(read_data(path, FORMAT, "machine file"), _File, path)
-    figures = {
-        key: decode(figure, Figure, f"{path}: figure {key!r}")
-        for key, figure in content.figures.items()
-    }
+    figures = {}
+    for key, figure in content.figures.items():
+        if not isinstance(figure, dict):
+            raise InvalidMachine(
+                f"{path}: figure {key!r} is {figure!r}; write {{value: {figure}, source: ...}}"
+            )
+        figures[key] = decode(figure, Figure, f"{path}: figure {key!r}")
     for key, value in (overrides or {}).items():
         figures[key] = Figure(value, "given on the command line")
     name = content.name
     if overrides:
         name += ":" + ",".join(f"{key}={value}" for key, value in overrides.items())
-    return _Reader(path, name, content.description, figures).machine()
+    return _Reader(name if overrides else str(path), name, content.description, figures).machine()
 
 
 class _Reader:
     """Turns the figures of one file into a machine, with a sentence for each that is wrong."""
 
-    def __init__(self, path: Path, name: str, description: str, figures: dict[str, Figure]) -> None:
-        self._path = path
+    def __init__(self, where: str, name: str, description: str, figures: dict[str, Figure]) -> None:
+        self._where = where
         self._name = name
         self._description = description
         self._figures = figures
@@ -108,7 +113,7 @@ class _Reader:
         for key in self._figures:
             if key not in known:
                 raise InvalidMachine(
-                    f"{self._path}: figure {key!r} means nothing here; "
+                    f"{self._where}: figure {key!r} means nothing here; "
                     f"there are: {', '.join(sorted(known))}"
                 )
         return Machine(
@@ -136,7 +141,7 @@ class _Reader:
         duplex = self._text(f"{tier}_duplex", "full")
         if duplex not in ("full", "half"):
             raise InvalidMachine(
-                f"{self._path}: {tier}_duplex is {duplex!r}; it is one of: full, half"
+                f"{self._where}: {tier}_duplex is {duplex!r}; it is one of: full, half"
             )
         return Tier(
             name=tier,
@@ -155,7 +160,7 @@ class _Reader:
             return str(figure.value)
         if default is None:
             raise InvalidMachine(
-                f"{self._path}: the figure {key!r} is missing; add it with its source"
+                f"{self._where}: the figure {key!r} is missing; add it with its source"
             )
         return default
 
@@ -165,10 +170,10 @@ class _Reader:
         except InvalidMachine:
             raise
         except InvalidInput as error:
-            raise InvalidMachine(f"{self._path}: figure {key!r}: {error}") from None
+            raise InvalidMachine(f"{self._where}: figure {key!r}: {error}") from None
 
     def _positive(self, key: str, unit: str) -> int:
         number = self._quantity(key, unit)
         if number == 0:
-            raise InvalidMachine(f"{self._path}: figure {key!r} is 0; it must be more")
+            raise InvalidMachine(f"{self._where}: figure {key!r} is 0; it must be more")
         return number

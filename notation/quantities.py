@@ -29,13 +29,12 @@ _NUMBER: Final = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z/]*)\s*")
 def parse_quantity(text: str | int, unit: str) -> int:
     """Return *text* as an integer in *unit* ("bytes", "bytes per second", "flop per second", "ns").
 
-    A bare number is taken in that unit. Raises InvalidInput for anything that is not a
-    whole, non-negative number of it.
+    A bare number is a number of bytes; everything else needs its unit, for a rate of 12 is a slip.
+    Raises InvalidInput for anything that is not a whole, non-negative number of it.
     """
-    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
-        return text
-    match = _NUMBER.fullmatch(str(text))
-    scale = _UNITS[unit].get(match[2]) if match and match[2] else 1
+    match = None if isinstance(text, bool) else _NUMBER.fullmatch(str(text))
+    bare = 1 if unit == "bytes" or (match and int(match[1].replace(".", "")) == 0) else None
+    scale = (_UNITS[unit].get(match[2]) if match[2] else bare) if match else None
     if match is None or scale is None:
         raise InvalidInput(f"{text!r} is not a number of {unit}; write it like {_EXAMPLE[unit]}")
     exact = Fraction(match[1]) * scale
@@ -50,8 +49,8 @@ def parse_bytes(text: str | int) -> int:
 
 
 def format_bytes(nbytes: int) -> str:
-    """Return *nbytes* in MiB to three decimals, the paper's unit."""
-    return f"{nbytes / 2**20:,.3f} MiB"
+    """Return *nbytes* in MiB to three decimals, the paper's unit; less than one in bytes."""
+    return f"{nbytes / 2**20:,.3f} MiB" if nbytes >= 2**20 else f"{nbytes:,} B"
 
 
 def format_ns(ns: int) -> str:

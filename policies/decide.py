@@ -22,12 +22,13 @@ class Decision(NamedTuple):
 def decide(policy: Policy, trace: Trace, machine: Machine, budget: int | None = None) -> Decision:
     """Return *policy*'s schedule of *trace*, proved.
 
-    Raises InvalidInput if the trace lacks what the policy needs, DoesNotFit if *budget* is below
+    Raises InvalidInput if the trace lacks what the policy needs or the budget is larger than the
+    device, DoesNotFit if *budget* is below
     what a single operation needs, PolicyFailed if the policy raises, returns something that is no
     schedule, or makes one that breaks a rule.
     """
     _require_facts(policy, trace)
-    _require_floor(trace, budget)
+    _require_room(trace, machine, budget)
     with without_collector():
         schedule = _ask(policy, trace, machine, budget)
         try:
@@ -85,8 +86,14 @@ def _require_facts(policy: Policy, trace: Trace) -> None:
         )
 
 
-def _require_floor(trace: Trace, budget: int | None) -> None:
+def _require_room(trace: Trace, machine: Machine, budget: int | None) -> None:
     facts = trace.facts
+    if budget is not None and budget > machine.device_nbytes:
+        raise InvalidInput(
+            f"a budget of {format_bytes(budget)} is more than {machine.name!r} has, "
+            f"{format_bytes(machine.device_nbytes)}; for a larger device write "
+            f"{machine.name.partition(':')[0]}:device_memory={budget}B"
+        )
     if budget is not None and budget < facts.floor_nbytes:
         who = "what is there at the start"
         if facts.floor_op >= 0:
@@ -94,5 +101,5 @@ def _require_floor(trace: Trace, budget: int | None) -> None:
             who = f"operation {name!r} alone, with what is always there,"
         raise DoesNotFit(
             f"no policy fits {trace.name!r} into {format_bytes(budget)}: {who} needs "
-            f"{format_bytes(facts.floor_nbytes)} ({facts.floor_nbytes - budget} bytes more)"
+            f"{format_bytes(facts.floor_nbytes)}, {facts.floor_nbytes - budget} bytes more"
         )

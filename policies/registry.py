@@ -83,7 +83,7 @@ def find_policy(text: str) -> Policy:
 
 def _make(maker: Callable[..., Policy], call: Call) -> Policy:
     try:
-        return build(maker, call, "policy")
+        policy = build(maker, call, "policy")
     except SuperneuronsError:
         raise
     except Exception as error:
@@ -91,6 +91,12 @@ def _make(maker: Callable[..., Policy], call: Call) -> Policy:
             f"policy {call.name!r} of {distribution(call.name)} cannot be made: "
             f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
+    if isinstance(policy, Component) and policy.name != call.name:
+        raise PolicyFailed(
+            f"policy {call.name!r} of {distribution(call.name)} calls itself {policy.name!r}; "
+            "its name must be the one it is found by"
+        )
+    return policy
 
 
 def distribution(name: str) -> str:

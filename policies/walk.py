@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..errors import PolicyFailed
 from ..machines import Machine
 from ..schedules import Ledger
 from ..traces import Trace
@@ -54,8 +55,14 @@ class Walk:
     def holds(self) -> Holds:
         """The promises of this walk, made when all parts have begun."""
         if self._holds is None:
-            self._holds = Holds(self.facts, self._wanted)
+            raise PolicyFailed(
+                "what is alive, held or back is known from start() on, not in begin()"
+            )
         return self._holds
+
+    def begun(self) -> None:
+        """All parts have begun: make the promises."""
+        self._holds = Holds(self.facts, self._wanted)
 
     @property
     def ledger(self) -> Ledger:

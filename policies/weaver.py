@@ -11,7 +11,7 @@ for all operations up to the next. In a layer trace every operation is a stretch
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, Never
 
 from ..errors import PolicyFailed
 from ..machines import Machine
@@ -41,6 +41,7 @@ class Weaver:
     def run(self, components: Iterable[Component]) -> list[Instruction]:
         """Walk the whole trace and return the instructions."""
         parts = list(_begin(self._walk, components))
+        self._walk.begun()
         self._dying = self._deaths()
         self._before = _overriding(parts, "before")
         self._after = _overriding(parts, "after")
@@ -199,11 +200,11 @@ class Weaver:
     def _wish(self, wish: Wish) -> None:
         """Place a wish, or skip it if it is moot or would do harm; between places it waits."""
         if type(wish) is Free:
+            if type(wish.storage) is not int or not 0 <= wish.storage < self.facts.storage_count:
+                self._refuse(wish)
             self._wish_free(wish)
-        elif not isinstance(wish, Copy | Fetch | Discard | Rerun):
-            raise PolicyFailed(
-                f"a part wished for {wish!r}; a wish is a Free, Copy, Fetch, Discard or Rerun"
-            )
+        elif not self._makes_sense(wish):
+            self._refuse(wish)
         elif not self.facts.is_place[self._walk.done + 1]:
             self._deferred.append(wish)
         elif type(wish) is Copy:
@@ -214,6 +215,26 @@ class Weaver:
             self._wish_discard(wish)
         elif type(wish) is Rerun:
             self._wish_rerun(wish.op)
+
+    def _makes_sense(self, wish: object) -> bool:
+        """Whether a wish is an instruction about something that exists."""
+        if isinstance(wish, Copy | Fetch | Discard):
+            number, count = wish.storage, self.facts.storage_count
+            if wish.tier not in self.ledger.copies:
+                return False
+        elif isinstance(wish, Rerun):
+            number, count = wish.op, self.facts.op_count
+        else:
+            return False
+        return type(number) is int and 0 <= number < count
+
+    def _refuse(self, wish: object) -> Never:
+        facts, tiers = self.facts, ", ".join(self.ledger.copies) or "none"
+        raise PolicyFailed(
+            f"a part wished for {wish!r}; a wish is a Free, Copy, Fetch, Discard or Rerun; "
+            f"storages are numbers below {facts.storage_count}, operations below "
+            f"{facts.op_count}, tiers are: {tiers}"
+        )
 
     def _wish_free(self, wish: Free) -> None:
         s, facts, place = wish.storage, self.facts, self._walk.done + 1
@@ -241,8 +262,7 @@ class Weaver:
         s, tier = wish.storage, wish.tier
         facts, ledger = self.facts, self.ledger
         if (
-            tier in ledger.copies
-            and facts.managed[s]
+            facts.managed[s]
             and self._draft.resident(s)
             and self._walk.alive(s)
             and facts.packed[s] <= self._walk.done + 1
@@ -254,7 +274,7 @@ class Weaver:
     def _wish_fetch(self, wish: Fetch) -> None:
         s, ahead = wish.storage, self._walk.done + 1
         version = self._draft.absent.get(s, -1)
-        if version < 0 or self.ledger.copies.get(wish.tier, {s: -2})[s] != version:
+        if version < 0 or self.ledger.copies[wish.tier][s] != version:
             return
         surge = self.facts.fresh_nbytes[ahead] + self.ledger.inside(ahead)
         if self.facts.nbytes[s] + surge <= self._walk.free_nbytes():  # it drives nobody out

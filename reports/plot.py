@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInput, MissingExtra
+from ..notation import format_bytes
 from ..notation.files import write_bytes
 from .report import Report
 
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def memory_curve(report: Report) -> NDArray[np.float64]:
-    """Return the scheduled bytes at each operation of the step, in MiB, shape (operations,)."""
-    return np.asarray(report.step_bytes, dtype=np.float64) / 2**20
+def memory_curve(report: Report) -> NDArray[np.int64]:
+    """Return the scheduled bytes at each operation of the step, shape (operations,)."""
+    return np.asarray(report.step_bytes, dtype=np.int64)
 
 
 def plot_memory(reports: Sequence[Report], path: Path | str) -> None:
@@ -34,14 +35,16 @@ def plot_memory(reports: Sequence[Report], path: Path | str) -> None:
         ) from None
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
-    for report in reports:
-        _draw(axes, report)
     first = reports[0]
+    large = any(report.step_peak_bytes >= 2**20 for report in reports)
+    unit, scale = ("MiB", 2**20) if large else ("bytes", 1)
+    for report in reports:
+        _draw(axes, report, scale)
     axes.set_title(f"{first.trace} on {first.machine}", loc="left", fontsize="medium")
     axes.set_xlabel("operation of the step (forward, then backward)")
-    axes.set_ylabel("scheduled memory, MiB")
+    axes.set_ylabel(f"scheduled memory, {unit}")
     axes.set_ylim(bottom=0)
-    axes.set_xlim(1, max(2, first.ops))
+    axes.set_xlim(0.5, first.ops + 0.5)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
     drawn = BytesIO()
@@ -52,9 +55,9 @@ def plot_memory(reports: Sequence[Report], path: Path | str) -> None:
     write_bytes(Path(path), drawn.getvalue())
 
 
-def _draw(axes: "Axes", report: Report) -> None:
-    curve = memory_curve(report)
-    label = f"{report.policy}: {report.step_peak_bytes / 2**20:,.1f} MiB"
+def _draw(axes: "Axes", report: Report, scale: int) -> None:
+    curve = memory_curve(report) / scale
+    label = f"{report.policy}: {format_bytes(report.step_peak_bytes)}"
     (line,) = axes.plot(np.arange(1, len(curve) + 1), curve, drawstyle="steps-mid", label=label)
     if len(curve):
         peak = int(curve.argmax())

@@ -25,8 +25,10 @@ def print_table(reports: Sequence[Report]) -> None:
             format_bytes(report.device_peak_bytes),
             format_bytes(report.reserved_peak_bytes),
             "yes" if report.fits else "no",
-            format_ns(report.step_time_ns),
-            format_ns(report.stall_ns),
+            *(
+                "-" if report.times == "none" else format_ns(ns)
+                for ns in (report.step_time_ns, report.stall_ns)
+            ),
         )
     console.print(table)
     for report in reports:

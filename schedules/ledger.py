@@ -1,8 +1,8 @@
 """The ledger: what is where, and how many bytes, as instructions go by.
 
-The one room where bytes are added up. The weaver keeps one to decide with and the checker another to
-prove with; a policy never adds. The ledger applies instructions and trusts them: whether they are
-allowed is the checker's business.
+The one room where bytes are added up. The weaver keeps one to decide with and the checker another
+to prove with; a policy never adds. The ledger applies instructions and trusts them: whether they
+are allowed is the checker's business.
 
 Two totals are told apart. *Scheduled* bytes are the paper's: activations and their gradients.
 *Device* bytes are everything: parameters, workspaces and inputs too. And two peaks: the *step

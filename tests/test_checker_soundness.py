@@ -32,7 +32,7 @@ from superneurons.traces import Operation, Release, Save, Storage, Trace, Value,
 
 # Tiers that are small beside the random traces, so that some copies find no room.
 MACHINE = find_machine(
-    "h200:host_memory=200,peer_memory=300,host_latency=100,"
+    "h200:host_memory=200,peer_memory=300,host_latency=100ns,"
     "host_to_device=50MB/s,device_to_host=40MB/s"
 )
 POLICIES = (
@@ -399,7 +399,7 @@ F, RELU, G, DRAW, B = range(5)
 LAYERED = Trace(
     name="layered",
     places="everywhere",
-    times="measured",
+    times="none",
     storages=(
         Storage(name="weights", kind="parameter", nbytes=8, alive_at_start=True),
         Storage(name="x", kind="activation", nbytes=100),
@@ -441,7 +441,7 @@ A, YS, Z, Q, DY, DA = range(1, 7)
 RECORDED = Trace(
     name="recorded",
     places="saves",
-    times="measured",
+    times="none",
     storages=(
         Storage(name="weights", kind="parameter", nbytes=8, alive_at_start=True),
         Storage(name="a", kind="activation", nbytes=16),
@@ -634,7 +634,7 @@ def test_a_device_that_is_too_small_for_what_is_there_at_the_start_is_short():
     trace = Trace(
         name="batch",
         places="everywhere",
-        times="measured",
+        times="none",
         storages=(
             Storage(name="weights", kind="parameter", nbytes=10, alive_at_start=True),
             Storage(name="old", kind="input", nbytes=100, alive_at_start=True),
@@ -690,7 +690,7 @@ def test_an_activation_that_is_updated_in_passing_may_be_cached_before_and_after
     trace = Trace(
         name="updated",
         places="everywhere",
-        times="measured",
+        times="none",
         storages=tuple(
             Storage(name=name, kind="activation", nbytes=nbytes)
             for name, nbytes in (("x", 64), ("big", 64), ("bigger", 64), ("y", 1))

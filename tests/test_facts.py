@@ -4,7 +4,7 @@ from math import prod
 
 import pytest
 
-from superneurons.errors import InvalidInput
+from superneurons.errors import InvalidInput, InvalidTrace
 from superneurons.traces import (
     Algorithm,
     Facts,
@@ -46,14 +46,8 @@ def operation(name: str, reads: str = "", writes: str = "", phase: str = "forwar
 
 
 def step(storages, operations, places: str = "everywhere", **other) -> Trace:
-    return Trace(
-        name="step",
-        places=places,
-        times="measured",
-        storages=tuple(storages),
-        operations=tuple(operations),
-        **other,
-    )
+    fields = {"name": "step", "places": places, "times": "none"}
+    return Trace(storages=tuple(storages), operations=tuple(operations), **(fields | other))
 
 
 # -- the execution route (paper, Algorithm 1 and Fig. 6) -------------------------------------------
@@ -719,6 +713,7 @@ def test_times_and_notes_are_not_in_the_digest():
     timed = step(
         [activation("a")],
         [operation("f1", "", "a", device_ns=5, host_ns=6, flops=7, moved_nbytes=8, module="m")],
+        times="measured",
         notes={"made": "by hand"},
     )
     assert timed.facts.digest == plain.facts.digest
@@ -814,3 +809,18 @@ def test_a_graph_that_cannot_be_trained_as_drawn_is_refused():
     endless.conv("data", "first", 4, 3)
     with pytest.raises(InvalidInput, match="it ends in 'first'; end it in a softmax"):
         training_step(endless, "endless")
+
+
+@pytest.mark.parametrize(
+    ("times", "fields", "sentence"),
+    [
+        ("measured", {}, "times are measured, but 'f' has no device_ns"),
+        ("roofline", {"device_ns": 1}, "'f' has a device_ns, but the trace says times: roofline"),
+        ("none", {"device_ns": 1}, "'f' has a device_ns, but the trace says times: none"),
+        ("roofline", {}, "'f' has neither flops nor moved_nbytes"),
+    ],
+)
+def test_every_operation_has_the_times_that_the_trace_says(times, fields, sentence):
+    trace = step([activation("a")], [operation("f", "", "a", **fields)], times=times)
+    with pytest.raises(InvalidTrace, match=r"operations\[0\]: " + sentence):
+        _ = trace.facts

@@ -131,7 +131,7 @@ def test_overrides_may_add_a_whole_tier(tmp_path):
 def test_a_wrong_override_names_the_figure(override, message):
     with pytest.raises(InvalidMachine) as caught:
         find_machine(f"k40c:{override}")
-    assert f"k40c.yaml: {message}" in str(caught.value)
+    assert str(caught.value).startswith(f"k40c:{override}: {message}")
 
 
 # -- machine files ---------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_a_machine_file_is_read_strictly(old, new, message, tmp_path):
 @pytest.mark.parametrize(
     ("figure", "phrase"),
     [
-        ("5us", "Expected `object`, got `str`"),
+        ("5us", "figure 'launch_time' is '5us'; write {value: 5us, source: ...}"),
         ("{value: 5us}", "Object missing required field `source`"),
         ("{value: 5us, source: by hand, from: me}", "Object contains unknown field `from`"),
         ("{value: 1.5, source: by hand}", "Expected `int | str`, got `float`"),

@@ -72,7 +72,9 @@ def needy(batch: int, image: int = 227) -> tuple[int, int]:
         ("5us", "ns", 5_000),
         ("0.25ms", "ns", 250_000),
         ("2s", "ns", 2 * 10**9),
-        (12, "ns", 12),
+        (0, "ns", 0),
+        ("0.0", "ns", 0),
+        (12, "bytes", 12),
     ],
 )
 def test_a_quantity_is_an_exact_integer_in_its_unit(text, unit, number):
@@ -122,6 +124,8 @@ def test_nonsense_is_no_number_of_bytes(text):
     ("text", "unit", "example"),
     [
         ("8GB", "bytes per second", "8GB/s"),
+        ("12", "bytes per second", "8GB/s"),
+        (12, "ns", "5us"),
         ("8GFLOP", "flop per second", "4.3TFLOP/s"),
         ("8GiFLOP/s", "flop per second", "4.3TFLOP/s"),
         ("8min", "ns", "5us"),
@@ -134,8 +138,10 @@ def test_a_wrong_unit_is_answered_with_an_example_of_the_right_one(text, unit, e
     assert str(caught.value) == f"{text!r} is not a number of {unit}; write it like {example}"
 
 
-def test_bytes_are_shown_in_mebibytes_and_times_in_milliseconds():
-    assert format_bytes(0) == "0.000 MiB"
+def test_bytes_are_shown_in_mebibytes_if_there_is_one_and_times_in_milliseconds():
+    assert format_bytes(0) == "0 B"
+    assert format_bytes(2**20 - 1) == "1,048,575 B"
+    assert format_bytes(2**20) == "1.000 MiB"
     assert format_bytes(1489 * 2**20 + 2**19) == "1,489.500 MiB"
     assert format_ns(0) == "0.000 ms"
     assert format_ns(1_234_567_800) == "1,234.568 ms"

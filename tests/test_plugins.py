@@ -261,7 +261,21 @@ def test_a_part_that_breaks_the_walk_is_blamed(policy, wishes, install, monkeypa
     assert DISTRIBUTION in blame(policy)
 
 
-@pytest.mark.parametrize("wish", [Copy(0, "moon"), Fetch(0, "moon"), Fetch(0), Rerun(0)], ids=repr)
+@pytest.mark.parametrize(
+    "wish",
+    [Copy(0, "moon"), Fetch(0, "moon"), Copy(-1), Free(10**6), Free("x"), Rerun(10**6), Run(0)],
+    ids=repr,
+)
+def test_a_wish_about_what_does_not_exist_is_blamed(wish, install, monkeypatch):
+    install(wishful=Wishful)
+    monkeypatch.setattr(Wishful, "wishes", [wish])
+    sentence = blame("liveness+wishful")
+    assert DISTRIBUTION in sentence
+    assert f"a part wished for {wish!r}; a wish is " in sentence
+    assert "tiers are: host" in sentence
+
+
+@pytest.mark.parametrize("wish", [Fetch(0), Rerun(0)], ids=repr)
 def test_a_wish_that_is_moot_is_skipped(wish, install, monkeypatch):
     install(wishful=Wishful)
     monkeypatch.setattr(Wishful, "wishes", [wish])

@@ -22,7 +22,7 @@ def step() -> dict:
         "format": FORMAT,
         "name": "tiny",
         "places": "everywhere",
-        "times": "measured",
+        "times": "none",
         "storages": [
             {"name": "w", "kind": "parameter", "nbytes": 8, "alive_at_start": True},
             {"name": "a", "kind": "activation", "nbytes": 16},
@@ -128,7 +128,7 @@ def test_names_that_yaml_takes_for_something_else_come_back_as_names(name, suffi
     trace = Trace(
         name=name,
         places="everywhere",
-        times="measured",
+        times="none",
         storages=(),
         operations=(),
         notes={name: name},

@@ -72,6 +72,7 @@ class Dataflow:
         """Walk the operations once. The loop is the price of loading a trace: keep it lean."""
         number = self.values.__getitem__
         present, writers, last_use = self._present, self.writers, self.last_use
+        measured, roofline = self.trace.times == "measured", self.trace.times == "roofline"
         for i, op in enumerate(self.trace.operations):
             reads: list[int] = []
             fresh: tuple[int, ...] = ()
@@ -105,6 +106,8 @@ class Dataflow:
             self.fresh.append(fresh)
             self.overwrites.append(in_place)
             self.updates.append(self._compile_updates(i, op) if op.updates else ())
+            if (op.device_ns is not None) != measured or (roofline and not op.moved_nbytes):
+                self._prove_times(i, op)
         for s, version in enumerate(present):
             if version < 0:
                 fault(self.trace, f"storages[{s}]", f"nothing ever writes {self.names[s]!r}")
@@ -132,6 +135,18 @@ class Dataflow:
             self.last_use[s] = i
             passing.append(s)
         return tuple(passing)
+
+    def _prove_times(self, i: int, op: Operation) -> None:
+        """Refuse an operation whose times are not those that the trace says it has."""
+        where, times = f"operations[{i}]", self.trace.times
+        if times == "measured":
+            fault(self.trace, where, f"times are measured, but {op.name!r} has no device_ns")
+        if op.device_ns is not None:
+            what = f"{op.name!r} has a device_ns, but the trace says times: {times}"
+            fault(self.trace, where, f"{what}; measure all or none")
+        if times == "roofline" and not op.flops:
+            what = f"{op.name!r} has neither flops nor moved_nbytes"
+            fault(self.trace, where, f"{what}: a roofline makes no time of that")
 
     def _fault_name(self, i: int, op: Operation) -> Never:
         for field, names in (("reads", op.reads), ("writes", op.writes)):

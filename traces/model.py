@@ -31,7 +31,7 @@ Kind = Literal[
 Phase = Literal["forward", "backward", "optimizer"]
 Recompute = Literal["pure", "random", "opaque"]
 Places = Literal["everywhere", "saves"]
-Times = Literal["roofline", "measured"]
+Times = Literal["roofline", "measured", "none"]
 
 
 class Storage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -130,7 +130,7 @@ class Trace(
     """One training step.
 
     *places* says where a driver can act: at every operation, or only where a saved-tensor hook
-    fires. *times* says whether device times were measured or come from a machine's roofline.
+    fires. *times* says whether device times were measured, come from a machine's roofline, or are not known.
     *notes* tell where the trace comes from, in any words.
     """
 
@@ -154,9 +154,7 @@ class Trace(
     @property
     def has(self) -> frozenset[str]:
         """What a policy may ask for: "phases", "saves", "sizes", "times", "workspaces"."""
-        facts = {"sizes"}
-        if self.times == "measured" or any(op.flops or op.moved_nbytes for op in self.operations):
-            facts.add("times")
+        facts = {"sizes"} if self.times == "none" else {"sizes", "times"}
         if {op.phase for op in self.operations} >= {"forward", "backward"}:
             facts.add("phases")
         if self.saves:
