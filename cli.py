@@ -127,32 +127,39 @@ def check(trace: str, file: str) -> None:
 
 
 @main.command()
-@click.argument("name", required=False)
-def traces(name: str | None) -> None:
-    """List the built-in traces, or explain one."""
-    from .traces import trace_maker, trace_names
+@click.argument("trace", required=False)
+def traces(trace: str | None) -> None:
+    """List the built-in traces, explain one by its name, or say what is in TRACE."""
+    from .traces import find_trace, trace_maker, trace_names
 
-    if name is None:
-        _list({each: trace_maker(each) for each in trace_names()})
+    if trace is None:
+        _list({name: trace_maker(name) for name in trace_names()})
+    elif trace in trace_names():
+        _explain(trace, trace_maker(trace))
     else:
-        _explain(name, trace_maker(name))
+        from .reports.summary import summary
+
+        click.echo(summary(find_trace(trace)))
 
 
 @main.command()
-@click.argument("name", required=False)
-def policies(name: str | None) -> None:
-    """List the policies, built in and installed, or print the manual of one."""
+@click.argument("policy", required=False)
+def policies(policy: str | None) -> None:
+    """List the policies, built in and installed, or print the manual of POLICY or of its parts."""
+    from .notation import parse_call
     from .policies import policy_maker, policy_names
 
-    if name is None:
+    if policy is None:
         makers: dict[str, Any] = {}
-        for each in policy_names():
+        for name in policy_names():
             try:
-                makers[each] = policy_maker(each)
+                makers[name] = policy_maker(name)
             except PolicyFailed as error:  # one broken plugin is in nobody's way
-                makers[each] = error
+                makers[name] = error
         _list(makers)
-    else:
+        return
+    for part in policy.split("+"):
+        name = parse_call(part).name
         _explain(name, policy_maker(name))
 
 

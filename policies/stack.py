@@ -25,17 +25,7 @@ class Stack:
         limit = machine.device_nbytes if budget is None else budget
         weaver = Weaver(trace, machine, limit)
         instructions = weaver.run(self.components)
-        return Schedule(
-            trace=trace.name,
-            digest=trace.facts.digest,
-            policy=repr(self),
-            limit_nbytes=limit,
-            budget_nbytes=budget,
-            tiers=machine.capacities,
-            instructions=instructions,
-            short_nbytes=weaver.ledger.short,
-            short_op=weaver.ledger.short_op,
-        )
+        return Schedule.of(trace, machine, budget, repr(self), instructions, weaver.ledger)
 
     def __repr__(self) -> str:
         return "+".join(map(repr, self.components))

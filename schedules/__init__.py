@@ -1,5 +1,6 @@
 """A step with memory decisions in it: instructions, ledger, checker, files."""
 
+from .builder import Builder
 from .checker import check
 from .file import read_schedule, write_schedule
 from .instructions import Copy, Discard, Fetch, Free, Instruction, Rerun, Run
@@ -8,6 +9,7 @@ from .schedule import Schedule
 from .timing import Timing
 
 __all__ = [
+    "Builder",
     "Copy",
     "Discard",
     "Fetch",

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
+from ..machines import Machine
+from ..traces import Trace
 from .instructions import Instruction
+from .ledger import Ledger
 
 
 class Schedule(Struct, frozen=True, kw_only=True, eq=False):
@@ -24,3 +27,26 @@ class Schedule(Struct, frozen=True, kw_only=True, eq=False):
     instructions: Sequence[Instruction]
     short_nbytes: int = 0
     short_op: int = -1
+
+    @classmethod
+    def of(
+        cls,
+        trace: Trace,
+        machine: Machine,
+        budget: int | None,
+        policy: str,
+        instructions: Sequence[Instruction],
+        ledger: Ledger,
+    ) -> "Schedule":
+        """Return the instructions for *trace* as a schedule; *ledger* is what they lead to."""
+        return cls(
+            trace=trace.name,
+            digest=trace.facts.digest,
+            policy=policy,
+            limit_nbytes=ledger.limit,
+            budget_nbytes=budget,
+            tiers=machine.capacities,
+            instructions=instructions,
+            short_nbytes=ledger.short,
+            short_op=ledger.short_op,
+        )

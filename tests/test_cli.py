@@ -817,3 +817,20 @@ def test_a_plot_that_cannot_be_written_leaves_what_was_there(tmp_path):
     sentence = refuse(*ONE, "--plot", str(path))
     assert "the plot cannot be written" in sentence
     assert path.read_bytes() == b"before"
+
+
+def test_a_trace_is_summed_up():
+    out = succeed("traces", "alexnet:batch=200")
+    assert out.splitlines()[:2] == [
+        "alexnet:batch=200: 46 operations, 61 storages, places: everywhere, times: roofline",
+        "operations: 23 forward, 23 backward",
+    ]
+    assert "activation: 1,469.592 MiB" in out
+    assert "parameter: 237.954 MiB" in out
+    assert "no policy runs it in less than 1,496.477 MiB (at 'lrn1.backward')" in out
+
+
+def test_the_manuals_of_a_stack_are_those_of_its_parts():
+    out = succeed("policies", "liveness+offload:lookahead=2")
+    assert "Free each tensor after" in out
+    assert "Copy checkpoints to a tier" in out

@@ -130,8 +130,8 @@ class Trace(
     """One training step.
 
     *places* says where a driver can act: at every operation, or only where a saved-tensor hook
-    fires. *times* says whether device times were measured, come from a machine's roofline, or are not known.
-    *notes* tell where the trace comes from, in any words.
+    fires. *times* says whether device times were measured, come from a machine's roofline, or are
+    not known. *notes* tell where the trace comes from, in any words.
     """
 
     name: str

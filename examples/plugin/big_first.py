@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from superneurons.notation import NBytes
 from superneurons.policies import Component, Part, Walk, Wish
 from superneurons.schedules import Copy, Free
 
@@ -23,7 +24,7 @@ class BigFirst(Component):
     name: ClassVar[str] = "big-first"
 
     tier: str = "host"
-    least: int = 0
+    least: NBytes = 0
 
     def begin(self, walk: Walk) -> Part:
         """Return the part for one walk."""
