@@ -77,14 +77,14 @@ def simulate(
     limit = None if budget is None else parse_bytes(budget)
     step = find_trace(trace)
     reports = []
-    timelines: dict[str, Timeline] = {}
+    timelines: list[tuple[str, Timeline]] = []
     for policy in asked:
         decision = decide(policy, step, on, limit)
         recorder = Recorder(step) if timeline else None
         report = play(step, decision, on, recorder)
         reports.append(report)
         if recorder is not None:
-            timelines[report.policy] = recorder.timeline(decision.schedule)
+            timelines.append((report.policy, recorder.timeline(decision.schedule)))
         if schedule:
             write_schedule(decision.schedule, step, schedule)
     if plot:

@@ -22,12 +22,17 @@ class _StrictLoader(_Loader):  # type: ignore[misc]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping of a node whose keys are all different."""
+        seen: set[str] = set()
+        for (
+            key,
+            _,
+        ) in node.value:  # before merge keys bring in others' keys, which may be overridden
+            text = repr(self.construct_object(key, deep=True))
+            if text in seen:
+                line = node.start_mark.line + 1
+                raise ValueError(f"{text} is given twice in the mapping at line {line}")
+            seen.add(text)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        if len(mapping) < len(node.value):
-            keys = [key.value for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            line = node.start_mark.line + 1
-            raise ValueError(f"{twice!r} is given twice in the mapping at line {line}")
         return mapping
 
 
@@ -87,8 +92,15 @@ def _is_yaml(path: Path) -> bool:
 
 
 def write_bytes(path: Path, raw: bytes) -> None:
-    """Write the file at *path* whole or not at all. Raises InvalidInput where that fails."""
+    """Write the file at *path* whole or not at all. Raises InvalidInput where that fails.
+
+    What is there and no plain file, a pipe or a device, is written to as it is.
+    """
     try:
+        path = path.resolve()
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(raw)
+            return
         number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with open(number, "wb") as file:

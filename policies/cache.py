@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from ..errors import InvalidInput
 from ..schedules import Copy, Free
 from .base import Component, Part, Wish
 from .turns import Turns
@@ -30,11 +29,7 @@ class Cache(Component):
 
     def begin(self, walk: "Walk") -> Part:
         """Return the list of one walk, empty."""
-        if walk.machine.tier(self.tier) is None:
-            there = ", ".join(tier.name for tier in walk.machine.tiers)
-            raise InvalidInput(
-                f"cache: machine {walk.machine.name!r} has no tier {self.tier!r}; it has: {there}"
-            )
+        walk.require_tier(self.tier, "cache")
         return _Cache(self.tier, walk)
 
 
@@ -43,10 +38,18 @@ class _Cache(Part):
         self._tier = tier
         self._walk = walk
         self._used = Turns(walk)  # least recently used first
+        self._later: dict[int, dict[int, None]] = {}  # by the place from which they may leave
 
     def after(self, op: int, waiting: int | None) -> Iterable[Wish]:
         facts, managed = self._walk.facts, self._walk.facts.managed
-        self._used.last([s for s in facts.reads[op] + facts.fresh[op] if managed[s]])
+        if op + 1 in self._later:  # the program has let go of these
+            self._used.last(self._later.pop(op + 1))
+        for s in facts.reads[op] + facts.fresh[op]:
+            if managed[s]:
+                if facts.absent_from[s] <= op + 1:
+                    self._used.last((s,))
+                else:
+                    self._later.setdefault(facts.absent_from[s], {})[s] = None
         return ()
 
     def fetched(self, storage: int) -> None:
@@ -55,7 +58,7 @@ class _Cache(Part):
     def make_room(self, nbytes: int) -> Iterable[Wish]:
         walk = self._walk
         for s in self._used.leaving():
-            if walk.alive(s) and not walk.droppable(s):
+            if walk.alive(s) and not walk.droppable(s) and not walk.stored(s):
                 yield Copy(s, self._tier)
             yield Free(s)
             if walk.resident(s):  # the tier is full: to try all others each time is quadratic

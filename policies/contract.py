@@ -26,7 +26,7 @@ from ..machines import Machine, find_machine
 from ..schedules import Run
 from ..traces import Facts, Trace, random_trace
 from .base import Policy
-from .decide import Decision, decide
+from .decide import Decision, decide, needs_of
 
 _SEEDS: Final = 40
 _FRACTIONS: Final = (0.0, 0.25, 0.6)
@@ -34,13 +34,15 @@ _FRACTIONS: Final = (0.0, 0.25, 0.6)
 
 def steps(policy: Policy) -> Iterator[Trace]:
     """Yield the random steps that a policy is tried on, those that have what it needs."""
-    needs = frozenset(getattr(policy, "needs", ()))
+    needs, tried = needs_of(policy), 0
     for seed in range(_SEEDS):
         trace = random_trace(
             Random(seed), 1 + seed % 16, "saves" if seed % 2 else "everywhere", f"contract:{seed}"
         )
         if needs <= trace.has:
+            tried += 1
             yield trace
+    assert tried, f"no step here has what {policy!r} needs: {', '.join(sorted(needs))}"
 
 
 def decisions(policy: Policy) -> Iterator[tuple[Trace, int | None, Decision]]:

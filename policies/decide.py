@@ -3,7 +3,14 @@
 import traceback
 from typing import NamedTuple
 
-from ..errors import DoesNotFit, IllegalSchedule, InvalidInput, PolicyFailed, SuperneuronsError
+from ..errors import (
+    DoesNotFit,
+    IllegalSchedule,
+    InvalidInput,
+    InvalidSchedule,
+    PolicyFailed,
+    SuperneuronsError,
+)
 from ..machines import Machine
 from ..notation import format_bytes
 from ..schedules import Ledger, Schedule, check
@@ -32,11 +39,14 @@ def decide(policy: Policy, trace: Trace, machine: Machine, budget: int | None = 
     with without_collector():
         schedule = _ask(policy, trace, machine, budget)
         try:
+            _require_terms(schedule, machine, budget)
             return Decision(schedule, check(trace, schedule))
         except (IllegalSchedule, InvalidInput) as error:
             raise PolicyFailed(
                 f"{_name(policy)} made a schedule that is refused: {error}"
             ) from error
+        except Exception as error:  # its fields are not what they are said to be
+            raise _failed(policy, error) from error
 
 
 def _ask(policy: Policy, trace: Trace, machine: Machine, budget: int | None) -> Schedule:
@@ -44,8 +54,10 @@ def _ask(policy: Policy, trace: Trace, machine: Machine, budget: int | None) -> 
         schedule: object = policy.schedule(trace, machine, budget)
     except PolicyFailed as error:
         raise PolicyFailed(f"{_name(policy)}: {error}") from error
-    except SuperneuronsError:
-        raise
+    except SuperneuronsError as error:
+        if distribution_of(policy) == "superneurons":
+            raise
+        raise PolicyFailed(f"{_name(policy)}: {error}") from error
     except Exception as error:
         raise _failed(policy, error) from error
     if not isinstance(schedule, Schedule):
@@ -61,7 +73,8 @@ def _name(policy: Policy) -> str:
     return f"policy {label} of {distribution_of(policy)}"
 
 
-def _needs(policy: Policy) -> frozenset[str]:
+def needs_of(policy: Policy) -> frozenset[str]:
+    """Return what a policy says it needs of a trace."""
     try:
         needs = getattr(policy, "needs", ())
         return frozenset({needs} if isinstance(needs, str) else needs)
@@ -77,11 +90,23 @@ def _failed(policy: Policy, error: Exception) -> PolicyFailed:
     )
 
 
+def _require_terms(schedule: Schedule, machine: Machine, budget: int | None) -> None:
+    """Refuse a schedule that was made for other bytes than it was asked for."""
+    limit = machine.device_nbytes if budget is None else budget
+    asked = (budget, limit, machine.capacities)
+    made = (schedule.budget_nbytes, schedule.limit_nbytes, dict(schedule.tiers))
+    if made != asked:
+        raise InvalidSchedule(
+            f"it is for budget, limit and tiers {made}; asked for were {asked}: take them from "
+            "the arguments, or use superneurons.schedules.Builder"
+        )
+
+
 def _require_facts(policy: Policy, trace: Trace) -> None:
-    missing = _needs(policy) - trace.has
+    missing = needs_of(policy) - trace.has
     if missing:
         raise InvalidInput(
-            f"policy {policy!r} needs {', '.join(sorted(missing))}; "
+            f"{_name(policy)} needs {', '.join(sorted(map(str, missing)))}; "
             f"trace {trace.name!r} has {', '.join(sorted(trace.has))}"
         )
 

@@ -77,7 +77,7 @@ class Draft:
         self.instructions.append(Rerun(op))
         self.ledger.rerun(op)
         if self._forecast is not None:
-            self._forecast.run(op)
+            self._forecast.rerun(op)
 
     def free(self, free: Free) -> None:
         """Place a Free."""
@@ -109,5 +109,7 @@ class Draft:
         s = discard.storage
         self.instructions.append(discard)
         self.ledger.discard(s, discard.tier)
+        if self._forecast is not None:
+            self._forecast.discard(s)
         if not self.tiers_of(s):
             self.in_tiers.discard(s)

@@ -22,15 +22,24 @@ class Forecast:
 
     def run(self, op: int, algorithm: int = 0) -> None:
         """An operation runs: it waits for its launch and for what is fetched for it."""
-        facts, timing = self._facts, self._timing
+        self._run(op, algorithm, self._facts.needs[op], self._facts.rewrites[op])
+
+    def rerun(self, op: int) -> None:
+        """An operation is computed again: nothing is unpacked for it or updated in passing."""
+        self._run(op, 0, self._facts.reads[op], self._facts.overwrites[op])
+
+    def _run(
+        self, op: int, algorithm: int, needs: tuple[int, ...], rewrites: tuple[int, ...]
+    ) -> None:
+        timing = self._timing
         self._launch_ns = now = self._launch_ns + timing.host_ns[op]
         if now < self.now_ns:
             now = self.now_ns
         if self.fetched_ns:
-            for s in facts.needs[op]:
+            for s in needs:
                 if s in self.fetched_ns:
                     now = max(now, self.fetched_ns.pop(s))
-        for s in facts.rewrites[op]:
+        for s in rewrites:
             now = max(now, self.copied_ns.get(s, 0))
         self.now_ns = now + (timing.run_ns(op, algorithm) if algorithm else timing.device_ns[op])
 
@@ -46,6 +55,13 @@ class Forecast:
         start = max(self._lanes.get((tier, True), 0), self.now_ns)
         end = start + self._timing.fetch_ns(self._facts.nbytes[s], tier)
         self._lanes[tier, True] = self.fetched_ns[s] = end
+
+    def discard(self, s: int) -> None:
+        """A tier's copy is given up: the compute lane waits for what is in flight, as for a free.
+
+        With several tiers that is a little too long: one storage's transfers are told as one.
+        """
+        self.free(s)
 
     def free(self, s: int) -> None:
         """A device copy is given up: the compute lane waits for what is in flight."""

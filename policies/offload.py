@@ -61,11 +61,7 @@ class Offload(Component):
 
     def begin(self, walk: "Walk") -> Part:
         """Claim the checkpoints that are needed again after forward."""
-        if walk.machine.tier(self.tier) is None:
-            there = ", ".join(tier.name for tier in walk.machine.tiers)
-            raise InvalidInput(
-                f"offload: machine {walk.machine.name!r} has no tier {self.tier!r}; it has: {there}"
-            )
+        walk.require_tier(self.tier, "offload")
         return _Offload(self, walk)
 
 
@@ -85,7 +81,7 @@ class _Offload(Part):
         self._coming: dict[int, list[int]] = {}
         self._outgoing: deque[tuple[int, int]] = deque()  # (its last forward use, storage)
         self._outgoing_nbytes = 0
-        self._due: list[int] = []
+        self._due: deque[int] = deque()
         self._sent: set[int] = set()
         self._returned = Turns(walk)  # on the device, with a copy still in the tier
         self._forecast = walk.forecast() if policy.release == "arrival" else None
@@ -102,11 +98,13 @@ class _Offload(Part):
 
     def before(self, op: int) -> Iterable[Wish]:
         if op in self._coming:
-            self._due += self._coming.pop(op)
-        if self._due:
-            for s in self._due:
-                yield Fetch(s, self._policy.tier)
-            self._due = [s for s in self._due if not self._walk.resident(s) and self._walk.alive(s)]
+            self._due.extend(self._coming.pop(op))
+        while self._due:
+            s = self._due[0]
+            yield Fetch(s, self._policy.tier)
+            if self._walk.alive(s) and not self._walk.resident(s):
+                return  # no room yet: those behind it wait as well
+            self._due.popleft()
 
     def after(self, op: int, waiting: int | None) -> Iterable[Wish]:
         if waiting is not None:

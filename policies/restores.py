@@ -70,6 +70,7 @@ class Restores:
         told: Callable[[int, int], None],
     ) -> None:
         self.bounded = True
+        self.busy = False
         self._pins = pins
         self._draft = draft
         self._facts = draft.facts
@@ -84,6 +85,7 @@ class Restores:
         one keeps driving out another, the last attempt ignores the limit, and the ledger tells.
         """
         draft, absent = self._draft, self._draft.absent
+        self.busy = True
         self._pins.want(needs, 1)
         for attempt in range(_PATIENCE + 1):
             missing = [s for s in needs if s in absent]
@@ -95,6 +97,7 @@ class Restores:
                 if s in absent:
                     self._restore(s, waiting)
         self.bounded = True
+        self.busy = False
         self._pins.want(needs, -1)
 
     def _restore(self, storage: int, waiting: int) -> None:
@@ -107,9 +110,8 @@ class Restores:
             if s not in absent:
                 self._stop_waiting(stack.pop())
                 continue
-            tier = "" if frame.link else draft.tier_of(s, absent[s])
-            if tier:
-                self._fetch(s, tier)
+            if not frame.link and draft.tier_of(s, absent[s]):
+                self._fetch(s)
                 continue
             links += 1
             if links > _CIRCLES * (len(stack) + 1):
@@ -131,11 +133,11 @@ class Restores:
                 stack.pop()
             self._told(op, waiting)
 
-    def _fetch(self, s: int, tier: str) -> None:
+    def _fetch(self, s: int) -> None:
         self._pins.hard = (s,)
         self._make_room(self._facts.nbytes[s])
         self._pins.hard = ()
-        self._draft.fetch(Fetch(s, tier))
+        self._draft.fetch(Fetch(s, self._draft.tier_of(s, self._draft.absent[s])))
 
     def _rerun(self, op: int, target: int) -> None:
         """Run an operation again for *target*; its other outputs come anew, so they go first."""

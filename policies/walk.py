@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..errors import PolicyFailed
+from ..errors import InvalidInput, PolicyFailed
 from ..machines import Machine
 from ..schedules import Ledger
 from ..traces import Trace
@@ -36,6 +36,14 @@ class Walk:
         self._holds: Holds | None = None
 
     # -- while parts begin ---------------------------------------------------------------------
+
+    def require_tier(self, tier: str, who: str) -> None:
+        """Refuse a tier that the machine does not have. Raises InvalidInput."""
+        if self.machine.tier(tier) is None:
+            there = ", ".join(self.machine.capacities)
+            raise InvalidInput(
+                f"{who}: machine {self.machine.name!r} has no tier {tier!r}; it has: {there}"
+            )
 
     def claim(self, storage: int, part: "Part") -> bool:
         """Ask to see to a managed storage during its idle time; the first who asks gets it."""
@@ -90,6 +98,10 @@ class Walk:
         """Whether a storage, as it is now, would come back by recomputation."""
         version = self._draft.absent.get(storage, self.ledger.version[storage])
         return self.holds.version.get(storage, -2) == version
+
+    def stored(self, storage: int) -> bool:
+        """Whether some tier holds a storage as it is now on the device."""
+        return self._draft.tier_of(storage, self.ledger.version[storage]) != ""
 
     def pinned(self, storage: int) -> bool:
         """Whether the instruction at hand, or an operation that waits, needs a storage here."""

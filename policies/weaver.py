@@ -37,6 +37,7 @@ class Weaver:
             self._draft, self._pins, self._make_room, self._walk.alive, self._tell_rerun
         )
         self._deferred: list[Wish] = []
+        self._making_room = False
 
     def run(self, components: Iterable[Component]) -> list[Instruction]:
         """Walk the whole trace and return the instructions."""
@@ -119,12 +120,14 @@ class Weaver:
         if facts.program_frees:
             self._free_for_program(op + 1)
         self._walk.dead = dead = self._dying.get(op, [])
+        if draft.absent:
+            for s in dead:  # nobody brings it back
+                draft.absent.pop(s, None)
         for hook in self._after:
             for wish in hook(op, None):
                 self._wish(wish)
-        if dead and (draft.in_tiers or draft.absent):
-            for s in dead:  # nobody brings it back, and no tier needs to keep it
-                draft.absent.pop(s, None)
+        if draft.in_tiers:
+            for s in dead:  # no tier needs to keep it
                 self._discard_all(s)
 
     def _choose(self, op: int) -> int:
@@ -135,8 +138,14 @@ class Weaver:
             )
             for chooser in self._choosers:
                 algorithm = chooser(op, free)
-                if algorithm is not None:
-                    return int(algorithm)
+                if algorithm is None:
+                    continue
+                if type(algorithm) is not int or not 0 <= algorithm <= len(operation.algorithms):
+                    raise PolicyFailed(
+                        f"a part chose algorithm {algorithm!r} of {operation.name!r}; "
+                        f"there are 0 to {len(operation.algorithms)}"
+                    )
+                return algorithm
         return 0
 
     def _deaths(self) -> dict[int, list[int]]:
@@ -186,14 +195,21 @@ class Weaver:
         ledger, limit = self.ledger, self._draft.limit
         if not self._restores.bounded or ledger.device_nbytes + nbytes <= limit:
             return
+        self._making_room = True
         for self._pins.softly in (True, False):
-            for hook in self._room_makers:
-                for wish in hook(ledger.device_nbytes + nbytes - limit):
-                    self._wish(wish)
-                    if ledger.device_nbytes + nbytes <= limit:
-                        self._pins.softly = True
-                        return
+            if self._ask_for_room(nbytes):
+                break
         self._pins.softly = True
+        self._making_room = False
+
+    def _ask_for_room(self, nbytes: int) -> bool:
+        ledger, limit = self.ledger, self._draft.limit
+        for hook in self._room_makers:
+            for wish in hook(ledger.device_nbytes + nbytes - limit):
+                self._wish(wish)
+                if ledger.device_nbytes + nbytes <= limit:
+                    return True
+        return False
 
     # -- wishes --------------------------------------------------------------------------------
 
@@ -274,7 +290,13 @@ class Weaver:
     def _wish_fetch(self, wish: Fetch) -> None:
         s, ahead = wish.storage, self._walk.done + 1
         version = self._draft.absent.get(s, -1)
-        if version < 0 or self.ledger.copies[wish.tier][s] != version:
+        if (
+            version < 0
+            or self._making_room
+            or ahead == self.facts.op_count
+            or self.ledger.version[s] >= 0  # half computed again
+            or self.ledger.copies[wish.tier][s] != version
+        ):
             return
         surge = self.facts.fresh_nbytes[ahead] + self.ledger.inside(ahead)
         if self.facts.nbytes[s] + surge <= self._walk.free_nbytes():  # it drives nobody out
@@ -287,10 +309,12 @@ class Weaver:
             return
         wanted = self._draft.absent.get(s, -1)
         last = all(self.ledger.copies[t][s] != wanted for t in tiers if t != tier)
-        if self.ledger.copies[tier][s] != wanted or not last or self._walk.droppable(s):
+        if self.ledger.copies[tier][s] != wanted or not last:
             self._draft.discard(wish)
 
     def _wish_rerun(self, op: int) -> None:
+        if self._making_room or self._restores.busy:
+            return
         absent = self._draft.absent
         wanted = tuple(s for s in self.facts.fresh[op] if s in absent and self._walk.droppable(s))
         if wanted and self.facts.fresh_nbytes[op] <= self._walk.free_nbytes():

@@ -1,6 +1,6 @@
 """Timelines: what each lane did when, as a Chrome trace for Perfetto (https://ui.perfetto.dev)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -33,11 +33,11 @@ class Timeline(Struct, frozen=True):
     memory: Sequence[MemorySample]
 
 
-def write_timeline(timelines: Mapping[str, Timeline], path: Path | str) -> None:
-    """Write timelines by label (a policy's, say) as one Chrome trace: a process for each label,
-    a row for each lane, and a counter of the bytes. Times are microseconds there."""
+def write_timeline(timelines: Iterable[tuple[str, Timeline]], path: Path | str) -> None:
+    """Write timelines, each with its label (a policy's, say), as one Chrome trace: a process for
+    each, a row for each lane, and a counter of the bytes. Times are microseconds there."""
     events: list[dict[str, object]] = []
-    for pid, (label, timeline) in enumerate(timelines.items(), start=1):
+    for pid, (label, timeline) in enumerate(timelines, start=1):
         events.append({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": label}})
         rows = {lane: row for row, lane in enumerate(dict.fromkeys(s.lane for s in timeline.spans))}
         for lane, row in rows.items():

@@ -41,6 +41,13 @@ def check(trace: Trace, schedule: Schedule) -> Ledger:
     proof = Proof(facts, schedule.limit_nbytes, schedule.tiers, schedule.short_nbytes)
     proof.feed(schedule.instructions)
     proof.finish()
+    if schedule.short_op not in (-1, proof.ledger.short_op):  # -1: it does not say where
+        raise IllegalSchedule(
+            "limit",
+            len(schedule.instructions),
+            f"it claims to be short at operation {schedule.short_op}; "
+            f"it is at {proof.ledger.short_op}",
+        )
     return proof.ledger
 
 

@@ -140,4 +140,5 @@ class Ledger:
     def _device_peak(self, nbytes: int, op: int) -> None:
         self.device_peak_nbytes = nbytes
         if nbytes - self.limit > self.short:
-            self.short, self.short_op = nbytes - self.limit, op
+            last = self.facts.op_count - 1  # what comes after it is told of the last operation
+            self.short, self.short_op = nbytes - self.limit, min(op, last)

@@ -2,11 +2,12 @@
 
 import simpy
 
+from ..errors import InvalidSchedule
 from ..machines import Machine
 from ..notation import format_bytes
 from ..policies import Decision, Policy, decide
 from ..reports import Report, StallReport
-from ..schedules import Ledger, Rerun, Run, Schedule, Timing, check
+from ..schedules import Copy, Ledger, Rerun, Run, Schedule, Timing, check
 from ..traces import Trace
 from .allocators import new_allocator, occupy
 from .device import Device, Observer, Stall
@@ -30,8 +31,24 @@ def simulate(
 def simulate_schedule(
     trace: Trace, schedule: Schedule, machine: Machine, observer: Observer | None = None
 ) -> Report:
-    """Play a schedule that was made before, after proving it. Raises IllegalSchedule."""
-    return play(trace, Decision(schedule, check(trace, schedule)), machine, observer)
+    """Play a schedule that was made before, perhaps for another machine, after proving it.
+
+    It fits if it keeps to its own limit and to this machine's memory. Raises IllegalSchedule, and
+    InvalidSchedule if this machine's tiers do not hold what it puts there.
+    """
+    ledger = check(trace, schedule)
+    for tier, nbytes in ledger.tier_peak_nbytes.items():
+        there = machine.capacities.get(tier, 0)
+        if nbytes > there or (tier in _tiers_used(schedule) and tier not in machine.capacities):
+            raise InvalidSchedule(
+                f"the schedule puts {format_bytes(nbytes)} into tier {tier!r}; "
+                f"machine {machine.name!r} has {format_bytes(there)} there"
+            )
+    return play(trace, Decision(schedule, ledger), machine, observer)
+
+
+def _tiers_used(schedule: Schedule) -> set[str]:
+    return {step.tier for step in schedule.instructions if isinstance(step, Copy)}
 
 
 def play(
@@ -57,21 +74,22 @@ def _report(
 ) -> Report:
     names = trace.facts.op_names
     peak_op = ledger.step_peak_op
-    short = max(reserved - schedule.limit_nbytes, schedule.short_nbytes)
+    limit = min(schedule.limit_nbytes, machine.device_nbytes)
+    short = max(reserved - limit, schedule.short_nbytes)
     short_op = names[ledger.short_op] if ledger.short_op >= 0 else None
     why = "it fits"
     if short > 0:
         where = f", at {short_op}" if short_op else ""
         why = (
             f"{schedule.policy}: short of {format_bytes(short)} ({short} bytes) at worst{where}; "
-            f"the limit is {format_bytes(schedule.limit_nbytes)}"
+            f"the limit is {format_bytes(limit)}"
         )
     return Report(
         trace=trace.name,
         policy=schedule.policy,
         machine=machine.name,
         budget_bytes=schedule.budget_nbytes,
-        limit_bytes=schedule.limit_nbytes,
+        limit_bytes=limit,
         fits=short <= 0,
         why=why,
         short_bytes=max(short, 0),

@@ -731,14 +731,6 @@ def test_times_and_notes_are_not_in_the_digest():
         pytest.param(
             step([activation("a")], [operation("f1", "", "a", recompute="opaque")]), id="recompute"
         ),
-        pytest.param(
-            step(
-                [activation("a")],
-                [operation("f1", "", "a")],
-                releases=(Release(storage="a", place=1),),
-            ),
-            id="release",
-        ),
         pytest.param(step([activation("a")], [operation("f1", "", "a"), operation("f2")]), id="op"),
     ],
 )
@@ -824,3 +816,62 @@ def test_every_operation_has_the_times_that_the_trace_says(times, fields, senten
     trace = step([activation("a")], [operation("f", "", "a", **fields)], times=times)
     with pytest.raises(InvalidTrace, match=r"operations\[0\]: " + sentence):
         _ = trace.facts
+
+
+def test_a_later_release_is_in_the_digest_and_one_that_changes_nothing_is_not():
+    def released(*places):
+        return step(
+            [activation("a"), activation("b")],
+            [operation("f1", "", "a"), operation("f2", "", "b")],
+            releases=tuple(Release(storage="a", place=place) for place in places),
+        ).facts.digest
+
+    assert released(2) != released()
+    assert released(1) == released()
+
+
+def test_a_storage_that_is_read_and_updated_by_one_operation_counts_once():
+    a, b = activation("a", 10), activation("b", 10)
+    trace = step(
+        [a, b],
+        [
+            operation("f1", "", "a"),
+            Operation(
+                name="f2", kind="x", phase="forward", reads=("a",), writes=("b",), updates=("a.1",)
+            ),
+        ],
+        values=(Value(name="a.1", storage="a", version=1),),
+    )
+    assert trace.facts.floor_nbytes == trace.facts.scheduled_floor_nbytes == 20
+
+
+def test_what_a_save_is_of_is_in_the_digest():
+    def saved(storage):
+        return step(
+            [activation("a"), activation("b")],
+            [operation("f1", "", "a b"), operation("f2", "", ""), operation("b1", "", "")],
+            "saves",
+            values=(Value(name="v", storage=storage),),
+            releases=(Release(storage="a", place=1), Release(storage="b", place=1)),
+            saves=(Save(value="v", packed=1, unpacked=2),),
+        ).facts.digest
+
+    assert saved("a") != saved("b")
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda net: net.conv("nowhere", "c", 4, 3), "there is no layer 'nowhere' to read"),
+        (lambda net: net.conv("data", "c", 0, 3), "'c' would have the empty shape"),
+        (lambda net: net.conv("data", "c", 4, 3, stride=0), "stride 0 and padding 0 make no sense"),
+        (lambda net: net.join(("data",), "j"), "'j' brings together 1 layers"),
+        (
+            lambda net: net.join(("data", net.conv("data", "c", 4, 3)), "j"),
+            "'j' cannot bring together the shapes",
+        ),
+    ],
+)
+def test_an_impossible_layer_is_refused(build, sentence):
+    with pytest.raises(InvalidInput, match=sentence):
+        build(Network("net", 2, (3, 8, 8)))

@@ -86,7 +86,7 @@ class Dataflow:
                     last_use[s] = i
                     later |= version
                 for s, version in map(number, op.writes):
-                    if present[s] + 1 != version or (last_use[s] == i and i in writers[s]):
+                    if present[s] + 1 != version or (last_use[s] == i and writers[s][-1:] == [i]):
                         self._fault_value(i, "writes", op.writes)
                     if version:
                         in_place += (s,)

@@ -166,8 +166,10 @@ class Facts:
             self.fresh,
             self.overwrites,
             self.updates,
-            trace.releases,
-            trace.saves,
+            self.death,
+            (self.is_place, self.packed, self.absent_from, self.absent_until)
+            if trace.places == "saves"
+            else (),
         )
         return hashlib.blake2b(msgspec.json.encode(content), digest_size=16).hexdigest()
 

@@ -68,7 +68,9 @@ class Network:
         self._add("data", "data", (), (batch, *image), 0)
 
     def shape(self, layer: str) -> Shape:
-        """Return the shape of a layer's output, batch first."""
+        """Return the shape of a layer's output, batch first. Raises InvalidInput for no layer."""
+        if layer not in self.layers:
+            raise InvalidInput(f"{self.name}: there is no layer {layer!r} to read")
         return self.layers[layer].shape
 
     def conv(
@@ -134,12 +136,12 @@ class Network:
 
     def join(self, sources: tuple[str, ...], name: str) -> str:
         """Add an element-wise sum of several layers of one shape."""
-        shape = self.shape(sources[0])
+        shape = self._like(name, sources, slice(None))
         return self._add(name, "join", sources, shape, prod(shape) * (len(sources) - 1))
 
     def concat(self, sources: tuple[str, ...], name: str) -> str:
         """Add a concatenation of several layers along their channels."""
-        batch, _, *size = self.shape(sources[0])
+        batch, _, *size = self._like(name, sources, slice(2, None))
         channels = sum(self.shape(source)[1] for source in sources)
         return self._add(name, "concat", sources, (batch, channels, *size), 0)
 
@@ -160,6 +162,16 @@ class Network:
         """The number of weights and biases of all layers."""
         return sum(layer.parameters for layer in self.layers.values())
 
+    def _like(self, name: str, sources: tuple[str, ...], part: slice) -> Shape:
+        """Return the first source's shape; all must be alike in that *part* of it."""
+        if len(sources) < 2:
+            raise InvalidInput(f"layer {name!r} brings together {len(sources)} layers; give two")
+        shapes = [self.shape(source) for source in sources]
+        if any(shape[part] != shapes[0][part] for shape in shapes):
+            alike = ", ".join(map(str, shapes))
+            raise InvalidInput(f"layer {name!r} cannot bring together the shapes {alike}")
+        return shapes[0]
+
     def _elementwise(
         self, source: str, name: str, kind: str, flops_each: int, parameters: int = 0
     ) -> str:
@@ -175,6 +187,8 @@ class Network:
         flops: int,
         parameters: int = 0,
     ) -> str:
+        if min(shape) < 1:
+            raise InvalidInput(f"layer {name!r} would have the empty shape {shape}")
         if name in self.layers:
             raise InvalidInput(f"{self.name}: two layers are named {name!r}")
         self.layers[name] = Layer(
@@ -184,6 +198,10 @@ class Network:
 
 
 def _window(name: str, size: int, kernel: int, stride: int, padding: int) -> int:
+    if kernel < 1 or stride < 1 or padding < 0:
+        raise InvalidInput(
+            f"layer {name!r}: window {kernel}, stride {stride} and padding {padding} make no sense"
+        )
     reach = size + 2 * padding - kernel
     if reach < 0:
         raise InvalidInput(f"layer {name!r}: a window of {kernel} does not fit into {size}")

@@ -6,6 +6,8 @@ holds storages as it likes; policies manage the saved ones, from the later of th
 program's release to the first unpack.
 """
 
+from bisect import bisect_left
+from functools import cached_property
 from typing import NamedTuple
 
 from .dataflow import Dataflow, fault
@@ -42,7 +44,7 @@ class Lifetimes:
         self.needs = list(flow.reads)
         for i, passing in enumerate(flow.updates):
             if passing:
-                self.needs[i] += passing
+                self.needs[i] += tuple(s for s in passing if s not in self.needs[i])
         self.death = [self._end + 1] * count
         self.managed = [False] * count
         self.packed = [0 if everywhere else -1] * count
@@ -112,6 +114,11 @@ class Lifetimes:
                 fault(self._trace, where, f"releases {release.storage!r}, no storage here")
             if s in places:
                 fault(self._trace, where, f"{release.storage!r} is released already")
+            if self._trace.storages[s].becomes is not None:
+                what = (
+                    f"{release.storage!r} outlives the step as {self._trace.storages[s].becomes!r}"
+                )
+                fault(self._trace, where, f"{what} and cannot be released")
             born = 0 if self._trace.storages[s].alive_at_start else flow.writers[s][0] + 1
             if not born <= release.place <= self._end:
                 fault(
@@ -133,7 +140,11 @@ class Lifetimes:
             s, version = flow.values.get(save.value, (-1, 0))
             if s < 0:
                 fault(trace, where, f"saves {save.value!r}, no value here")
-            freed = min(save.unpacked + 1 if save.freed is None else save.freed, self._end)
+            freed = save.freed
+            if freed is None:  # the consumer may be the end of the step
+                freed = min(save.unpacked + 1, self._end)
+            if freed > self._end:
+                fault(trace, where, f"it is freed at place {freed}; the step ends at {self._end}")
             writers = (
                 [-1, *flow.writers[s]] if trace.storages[s].alive_at_start else flow.writers[s]
             )
@@ -158,14 +169,22 @@ class Lifetimes:
 
     def _uses_from(self, s: int, place: int) -> list[int]:
         """Return the operations from *place* on that read or write a storage."""
-        flow = self._flow
-        if flow.last_use[s] < place:
+        if self._flow.last_use[s] < place:
             return []
-        return [
-            i
-            for i in range(place, flow.last_use[s] + 1)
-            if s in flow.reads[i] or s in flow.fresh[i] or s in flow.updates[i]
-        ]
+        uses = self._uses[s]
+        return uses[bisect_left(uses, place) :]
+
+    @cached_property
+    def _uses(self) -> list[list[int]]:
+        """For each storage the operations that read or write it, in order."""
+        flow = self._flow
+        uses: list[list[int]] = [[] for _ in flow.names]
+        for i, (reads, fresh, passing) in enumerate(
+            zip(flow.reads, flow.fresh, flow.updates, strict=True)
+        ):
+            for s in dict.fromkeys(reads + fresh + passing):
+                uses[s].append(i)
+        return uses
 
     def _prove_closed(self) -> None:
         start = {s.name: s.nbytes for s in self._trace.storages if s.alive_at_start}

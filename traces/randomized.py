@@ -8,7 +8,19 @@ from random import Random
 from typing import Final
 
 from ..errors import InvalidInput
-from .model import Kind, Operation, Phase, Places, Recompute, Release, Save, Storage, Trace, Value
+from .model import (
+    Algorithm,
+    Kind,
+    Operation,
+    Phase,
+    Places,
+    Recompute,
+    Release,
+    Save,
+    Storage,
+    Trace,
+    Value,
+)
 
 _KINDS: Final = ("conv", "matmul", "norm", "activation", "dropout", "pool", "add")
 _RECOMPUTE: Final[tuple[Recompute, ...]] = ("pure",) * 7 + ("random", "random", "opaque")
@@ -91,7 +103,10 @@ class _Random:
             outputs = [self._store("activation") for _ in range(rng.choice((1, 1, 1, 2)))]
             writes = list(outputs)
             self._forward += outputs
-        updates = [self._next(self._statistics)] if rng.random() < 0.1 else []
+        updates = []
+        if rng.random() < 0.15:
+            passing = [s for s in self._forward if s not in outputs]
+            updates = [self._next(rng.choice([self._statistics, *passing[:1]]))]
         recompute = rng.choice(_RECOMPUTE)
         self._operate(rng.choice(_KINDS), "forward", reads, writes, updates, recompute)
         return [
@@ -174,7 +189,8 @@ class _Random:
 
     def _touches(self, i: int, storage: str) -> bool:
         op = self._operations[i]
-        return any(self._storage_of(value) == storage for value in (*op.reads, *op.writes))
+        touched = (*op.reads, *op.writes, *op.updates)
+        return any(self._storage_of(value) == storage for value in touched)
 
     # -- pieces --------------------------------------------------------------------------------
 
@@ -189,7 +205,7 @@ class _Random:
     ) -> None:
         rng = self._rng
         i = len(self._operations)
-        for value in (*reads, *writes):
+        for value in (*reads, *writes, *(updates or ())):
             self._last_use[self._storage_of(value)] = i
         self._operations.append(
             Operation(
@@ -202,6 +218,15 @@ class _Random:
                 device_ns=rng.randint(0, 2000),
                 host_ns=rng.randint(0, 200),
                 workspace_nbytes=rng.choice((0, 0, 0, 8)),
+                transient_nbytes=rng.choice((0, 0, 0, 0, 5)),
+                algorithms=tuple(
+                    Algorithm(
+                        name=f"algorithm{k}",
+                        device_ns=rng.randint(0, 2000),
+                        workspace_nbytes=rng.choice((0, 4, 32)),
+                    )
+                    for k in range(rng.choice((0, 0, 1, 2)))
+                ),
                 recompute=recompute,
             )
         )
