@@ -27,6 +27,8 @@ class _StrictLoader(_Loader):  # type: ignore[misc]
             key,
             _,
         ) in node.value:  # before merge keys bring in others' keys, which may be overridden
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
             text = repr(self.construct_object(key, deep=True))
             if text in seen:
                 line = node.start_mark.line + 1

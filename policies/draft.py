@@ -72,12 +72,12 @@ class Draft:
         if self._forecast is not None:
             self._forecast.run(op, algorithm)
 
-    def rerun(self, op: int) -> None:
+    def rerun(self, op: int, algorithm: int) -> None:
         """Place a Rerun."""
-        self.instructions.append(Rerun(op))
-        self.ledger.rerun(op)
+        self.instructions.append(Rerun(op, algorithm))
+        self.ledger.rerun(op, algorithm)
         if self._forecast is not None:
-            self._forecast.rerun(op)
+            self._forecast.rerun(op, algorithm)
 
     def free(self, free: Free) -> None:
         """Place a Free."""

@@ -24,9 +24,9 @@ class Forecast:
         """An operation runs: it waits for its launch and for what is fetched for it."""
         self._run(op, algorithm, self._facts.needs[op], self._facts.rewrites[op])
 
-    def rerun(self, op: int) -> None:
+    def rerun(self, op: int, algorithm: int = 0) -> None:
         """An operation is computed again: nothing is unpacked for it or updated in passing."""
-        self._run(op, 0, self._facts.reads[op], self._facts.overwrites[op])
+        self._run(op, algorithm, self._facts.reads[op], self._facts.overwrites[op])
 
     def _run(
         self, op: int, algorithm: int, needs: tuple[int, ...], rewrites: tuple[int, ...]

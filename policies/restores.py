@@ -57,8 +57,9 @@ class _Frame:
 class Restores:
     """Brings storages back to a draft.
 
-    *pins* says what may not leave, *make_room* frees bytes for what comes, *alive* says whether a
-    storage is still needed, and *told* hears of every rerun, with the operation that it is for.
+    *pins* says what may not leave, *make_room* frees bytes for what comes, *choose* says by
+    which algorithm to rerun, *alive* whether a storage is still needed, and *told* hears of every
+    rerun, with the operation that it is for.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Restores:
         draft: Draft,
         pins: Pins,
         make_room: Callable[[int], None],
+        choose: Callable[[int], int],
         alive: Callable[[int], bool],
         told: Callable[[int, int], None],
     ) -> None:
@@ -75,6 +77,7 @@ class Restores:
         self._draft = draft
         self._facts = draft.facts
         self._make_room = make_room
+        self._choose = choose
         self._alive = alive
         self._told = told
 
@@ -148,9 +151,9 @@ class Restores:
                     draft.absent[sibling] = version[sibling]
                 draft.free(Free(sibling))
         self._pins.hard = (target, *facts.reads[op])
-        self._make_room(facts.fresh_nbytes[op] + draft.ledger.inside(op))
+        self._make_room(facts.fresh_nbytes[op] + facts.least_inside_nbytes[op])
         self._pins.hard = ()
-        draft.rerun(op)
+        draft.rerun(op, self._choose(op))
         for sibling in facts.fresh[op]:
             if sibling != target and draft.absent.get(sibling) == version[sibling]:
                 del draft.absent[sibling]

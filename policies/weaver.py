@@ -34,7 +34,12 @@ class Weaver:
         self._pins = Pins()
         self._walk = Walk(trace, machine, self._draft, self._pins)
         self._restores = Restores(
-            self._draft, self._pins, self._make_room, self._walk.alive, self._tell_rerun
+            self._draft,
+            self._pins,
+            self._make_room,
+            self._choose,
+            self._walk.alive,
+            self._tell_rerun,
         )
         self._deferred: list[Wish] = []
         self._making_room = False
@@ -51,8 +56,13 @@ class Weaver:
         self._draft.fetched = _overriding(parts, "fetched")
         for part in parts:
             part.start()
-        ledger = self.ledger
-        surge = [ledger.inside(op) + made for op, made in enumerate(self.facts.fresh_nbytes)]
+        self._has_algorithms = any(op.algorithms for op in self.trace.operations)
+        surge = [
+            made + inside
+            for made, inside in zip(
+                self.facts.fresh_nbytes, self.facts.least_inside_nbytes, strict=True
+            )
+        ]
         if self.facts.program_frees:
             self._free_for_program(0)
         if self.trace.places == "saves":
@@ -112,7 +122,7 @@ class Weaver:
 
     def _run(self, op: int) -> None:
         facts, draft = self.facts, self._draft
-        draft.run(op, self._choose(op) if self._choosers else 0)
+        draft.run(op, self._choose(op) if self._has_algorithms else 0)
         self._walk.done = op
         if draft.in_tiers:
             for s in facts.rewrites[op]:  # what the tiers hold of it is stale
@@ -131,22 +141,29 @@ class Weaver:
                 self._discard_all(s)
 
     def _choose(self, op: int) -> int:
+        """Return the algorithm to run by: a part's choice, else the first if its workspace fits,
+        else the fastest that does: a workspace drives nobody out."""
         operation = self.trace.operations[op]
-        if operation.algorithms:
-            free = (
-                self._walk.free_nbytes() - self.facts.fresh_nbytes[op] - operation.transient_nbytes
-            )
-            for chooser in self._choosers:
-                algorithm = chooser(op, free)
-                if algorithm is None:
-                    continue
-                if type(algorithm) is not int or not 0 <= algorithm <= len(operation.algorithms):
+        count = len(operation.algorithms)
+        if not count:
+            return 0
+        room = self._walk.free_nbytes() - self.facts.fresh_nbytes[op]
+        for chooser in self._choosers:
+            algorithm = chooser(op, room - operation.transient_nbytes)
+            if algorithm is not None:
+                if type(algorithm) is not int or not 0 <= algorithm <= count:
                     raise PolicyFailed(
                         f"a part chose algorithm {algorithm!r} of {operation.name!r}; "
-                        f"there are 0 to {len(operation.algorithms)}"
+                        f"there are 0 to {count}"
                     )
                 return algorithm
-        return 0
+        inside = [self.facts.inside(op, algorithm) for algorithm in range(count + 1)]
+        if inside[0] <= room:
+            return 0
+        fitting = [k for k in range(1, count + 1) if inside[k] <= room]
+        if fitting:
+            return min(fitting, key=lambda k: operation.algorithms[k - 1].device_ns)
+        return min(range(count + 1), key=inside.__getitem__)
 
     def _deaths(self) -> dict[int, list[int]]:
         """For each operation, the storages that nobody needs after it."""
@@ -298,7 +315,7 @@ class Weaver:
             or self.ledger.copies[wish.tier][s] != version
         ):
             return
-        surge = self.facts.fresh_nbytes[ahead] + self.ledger.inside(ahead)
+        surge = self.facts.fresh_nbytes[ahead] + self.facts.least_inside_nbytes[ahead]
         if self.facts.nbytes[s] + surge <= self._walk.free_nbytes():  # it drives nobody out
             self._draft.fetch(wish)
 
@@ -315,8 +332,12 @@ class Weaver:
     def _wish_rerun(self, op: int) -> None:
         if self._making_room or self._restores.busy:
             return
-        absent = self._draft.absent
-        wanted = tuple(s for s in self.facts.fresh[op] if s in absent and self._walk.droppable(s))
+        absent, managed = self._draft.absent, self.facts.managed
+        wanted = tuple(  # the program's own are computed again only on the way to others
+            s
+            for s in self.facts.fresh[op]
+            if s in absent and managed[s] and self._walk.droppable(s)
+        )
         if wanted and self.facts.fresh_nbytes[op] <= self._walk.free_nbytes():
             self._restores.bring(wanted, self._walk.done + 1)
 

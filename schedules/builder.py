@@ -40,9 +40,9 @@ class Builder:
         self._append(Run(self.next_op, algorithm))
         self._free_for_program()
 
-    def rerun(self, op: int) -> None:
+    def rerun(self, op: int, algorithm: int = 0) -> None:
         """Compute an operation again."""
-        self._append(Rerun(op))
+        self._append(Rerun(op, algorithm))
 
     def copy(self, storage: int, tier: str = "host") -> None:
         """Start a copy to a tier."""
@@ -63,6 +63,8 @@ class Builder:
     def schedule(self, policy: str) -> Schedule:
         """End the step, freeing and discarding what is left, and return it under that label."""
         facts, ledger = self._trace.facts, self.ledger
+        if self.next_op < facts.op_count:
+            self._proof.finish()  # tells what is missing
         for s in range(facts.storage_count):
             if ledger.version[s] >= 0 and not facts.alive_at_end[s]:
                 self.free(s)

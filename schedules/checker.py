@@ -125,7 +125,9 @@ class Proof:
         """Prove the instructions that are rarer than Run and Free."""
         if isinstance(step, Rerun):
             self._prove_rerun(position, step.op)
-            self.ledger.rerun(step.op)
+            if step.algorithm:
+                self._prove_algorithm(position, step.op, step.algorithm)
+            self.ledger.rerun(step.op, step.algorithm)
         elif isinstance(step, Copy):
             self._prove_copy(position, step.storage, step.tier)
             self.ledger.copy(step.storage, step.tier)

@@ -4,7 +4,7 @@
      "limit_nbytes": ..., "budget_nbytes": ..., "tiers": {...}, "short_nbytes": 0, "short_op": null,
      "instructions": [["run", "conv1"], ["copy", "conv1.out", "host"], ["free", "conv1.out"], ...]}
 
-A run by another than the first algorithm carries its number, `["run", "conv1", 2]`.
+A run or rerun by another than the first algorithm carries its number, `["run", "conv1", 2]`.
 """
 
 from pathlib import Path
@@ -94,11 +94,9 @@ def read_schedule(path: Path | str, trace: Trace) -> Schedule:
 
 def spell(step: Instruction, facts: Facts) -> tuple[str | int, ...]:
     """Return an instruction with names in place of numbers."""
-    if isinstance(step, Run):
-        name = facts.op_names[step.op]
-        return ("run", name, step.algorithm) if step.algorithm else ("run", name)
-    if isinstance(step, Rerun):
-        return ("rerun", facts.op_names[step.op])
+    if isinstance(step, Run | Rerun):
+        verb, name = type(step).__name__.lower(), facts.op_names[step.op]
+        return (verb, name, step.algorithm) if step.algorithm else (verb, name)
     if isinstance(step, Free):
         return ("free", facts.names[step.storage])
     return (type(step).__name__.lower(), facts.names[step.storage], step.tier)
@@ -106,12 +104,14 @@ def spell(step: Instruction, facts: Facts) -> tuple[str | int, ...]:
 
 def _read(spelled: tuple[str | int, ...], facts: Facts, where: str) -> Instruction:
     match spelled:
-        case ["run", str(name)]:
-            return Run(_find(name, facts.op_index, where, "operation"))
-        case ["run", str(name), int(algorithm)]:
-            return Run(_find(name, facts.op_index, where, "operation"), algorithm)
-        case ["rerun", str(name)]:
-            return Rerun(_find(name, facts.op_index, where, "operation"))
+        case [("run" | "rerun") as verb, str(name), *rest] if len(rest) < 2:
+            kind = Run if verb == "run" else Rerun
+            op = _find(name, facts.op_index, where, "operation")
+            match rest:
+                case []:
+                    return kind(op)
+                case [int(algorithm)]:
+                    return kind(op, algorithm)
         case ["free", str(name)]:
             return Free(_find(name, facts.storage_index, where, "storage"))
         case [("copy" | "fetch" | "discard") as verb, str(name), str(tier)]:

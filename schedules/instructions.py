@@ -20,9 +20,11 @@ class Run(Struct, frozen=True, gc=False):
 
 @final
 class Rerun(Struct, frozen=True, gc=False):
-    """Compute an operation again: all its outputs appear anew, so none may be there."""
+    """Compute an operation again, by the given algorithm: all its outputs appear anew, so none may
+    be there."""
 
     op: int
+    algorithm: int = 0
 
 
 @final

@@ -46,8 +46,7 @@ class Ledger:
         self.short = max(0, self.device_nbytes - limit)
         self.short_op = 0 if self.short and facts.op_count else -1
         self._next_op = 0
-        operations = facts.trace.operations
-        self._inside = [op.workspace_nbytes + op.transient_nbytes for op in operations]
+        self._inside = facts.inside_nbytes
 
     def run(self, op: int, algorithm: int = 0) -> None:
         """Apply a Run: outputs appear, in-place targets get their next version; take a sample."""
@@ -66,11 +65,11 @@ class Ledger:
         if scheduled > self.strict_peak_nbytes:
             self.strict_peak_nbytes = scheduled
         self.device_nbytes = device = self.device_nbytes + facts.fresh_nbytes[op]
-        device += self.inside(op, algorithm) if algorithm else self._inside[op]
+        device += self.facts.inside(op, algorithm) if algorithm else self._inside[op]
         if device > self.device_peak_nbytes:
             self._device_peak(device, op)
 
-    def rerun(self, op: int) -> None:
+    def rerun(self, op: int, algorithm: int = 0) -> None:
         """Apply a Rerun: outputs appear anew; nothing is updated in passing, no sample is taken."""
         facts, version = self.facts, self.version
         for s in facts.fresh[op]:
@@ -83,7 +82,7 @@ class Ledger:
         if self.scheduled_nbytes > self.strict_peak_nbytes:
             self.strict_peak_nbytes = self.scheduled_nbytes
         self.device_nbytes = device = self.device_nbytes + facts.fresh_nbytes[op]
-        device += self._inside[op]
+        device += self.facts.inside(op, algorithm) if algorithm else self._inside[op]
         if device > self.device_peak_nbytes:
             self._device_peak(device, self._next_op)
 
@@ -124,13 +123,6 @@ class Ledger:
         """Apply a Discard: the tier's copy goes."""
         self.copies[tier][s] = -1
         self.tier_nbytes[tier] -= self.facts.nbytes[s]
-
-    def inside(self, op: int, algorithm: int = 0) -> int:
-        """Return the bytes that an operation takes while it runs: workspace and transients."""
-        if algorithm:
-            operation = self.facts.trace.operations[op]
-            return operation.algorithms[algorithm - 1].workspace_nbytes + operation.transient_nbytes
-        return self._inside[op]
 
     @property
     def step_peak_op(self) -> int:

@@ -60,8 +60,7 @@ def new_allocator(name: str) -> Allocator:
 def occupy(trace: Trace, schedule: Schedule, allocator: Allocator) -> None:
     """Put the allocations and frees of a schedule to *allocator*, in instruction order."""
     facts = trace.facts
-    nbytes, fresh = facts.nbytes, facts.fresh
-    inside = [op.workspace_nbytes + op.transient_nbytes for op in trace.operations]
+    nbytes, fresh, inside = facts.nbytes, facts.fresh, facts.inside_nbytes
     allocate, free = allocator.allocate, allocator.free
     for s, alive in enumerate(facts.alive_at_start):
         if alive:
@@ -71,11 +70,7 @@ def occupy(trace: Trace, schedule: Schedule, allocator: Allocator) -> None:
             op = step.op
             for s in fresh[op]:
                 allocate(s, nbytes[s])
-            taken = inside[op]
-            if type(step) is Run and step.algorithm:
-                operation = trace.operations[op]
-                taken = operation.algorithms[step.algorithm - 1].workspace_nbytes
-                taken += operation.transient_nbytes
+            taken = facts.inside(op, step.algorithm) if step.algorithm else inside[op]
             if taken:
                 allocate(WORKSPACE, taken)
                 free(WORKSPACE, taken)

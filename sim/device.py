@@ -104,10 +104,8 @@ class Device:
                             written = rewrites[op] if original else overwrites[op]
                             late = self._landing(s, copies=s in written)
                             now = yield from self._meet(position, late, now)
-                if type(step) is Run:
-                    ns = timing.run_ns(op, step.algorithm) if step.algorithm else device_ns[op]
-                else:
-                    ns = device_ns[op]
+                ns = timing.run_ns(op, step.algorithm) if step.algorithm else device_ns[op]
+                if type(step) is Rerun:
                     again += ns
                 before = now
                 now += ns

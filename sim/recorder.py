@@ -62,10 +62,10 @@ class Recorder:
             inside = 0
             if isinstance(step, Run):
                 ledger.run(step.op, step.algorithm)
-                inside = ledger.inside(step.op, step.algorithm)
+                inside = self._facts.inside(step.op, step.algorithm)
             elif isinstance(step, Rerun):
-                ledger.rerun(step.op)
-                inside = ledger.inside(step.op)
+                ledger.rerun(step.op, step.algorithm)
+                inside = self._facts.inside(step.op, step.algorithm)
             elif isinstance(step, Free):
                 ledger.free(step.storage)
                 start = end  # after the fence

@@ -49,7 +49,7 @@ def clock(trace: Trace, schedule: Schedule, machine: Machine) -> Times:
             needs = facts.needs[step.op] if original else facts.reads[step.op]
             written = facts.overwrites[step.op] + (facts.updates[step.op] if original else ())
             wait = max(meet([Fetch], needs, everywhere), meet([Copy], written, everywhere))
-            if original and step.algorithm:
+            if step.algorithm:
                 ns = op.algorithms[step.algorithm - 1].device_ns
             elif op.device_ns is None:
                 ns = machine.roofline_ns(op.flops, op.moved_nbytes)

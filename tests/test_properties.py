@@ -1,5 +1,6 @@
 """What holds for every policy on every step: random steps, random stacks, random budgets."""
 
+from dataclasses import dataclass
 from itertools import permutations
 from random import Random
 
@@ -9,8 +10,17 @@ from hypothesis import strategies as st
 
 from superneurons.errors import DoesNotFit
 from superneurons.machines import find_machine
-from superneurons.policies import Decision, decide, find_policy
-from superneurons.schedules import Copy, Discard, Fetch, Free, Ledger, Rerun, Run
+from superneurons.policies import (
+    Component,
+    Decision,
+    Liveness,
+    Part,
+    Recompute,
+    Stack,
+    decide,
+    find_policy,
+)
+from superneurons.schedules import Copy, Discard, Fetch, Free, Ledger, Rerun, Run, Timing
 from superneurons.sim import play, simulate
 from superneurons.traces import random_trace
 
@@ -55,7 +65,7 @@ def replay(trace, schedule):
             case Run():
                 ledger.run(step.op, step.algorithm)
             case Rerun():
-                ledger.rerun(step.op)
+                ledger.rerun(step.op, step.algorithm)
             case Free():
                 ledger.free(step.storage)
             case Copy():
@@ -119,10 +129,14 @@ def test_liveness_needs_no_more_than_baseline(rng, ops, where):
 @given(randomness, sizes, places, st.sampled_from(POLICIES), fractions)
 def test_a_step_is_never_shorter_than_what_its_lanes_do(rng, ops, where, policy, fraction):
     trace = random_trace(rng, ops, where)
-    report = simulate(trace, find_policy(policy), MACHINE, budget_between(trace, fraction))
+    decision = decide(find_policy(policy), trace, MACHINE, budget_between(trace, fraction))
+    report = play(trace, decision, MACHINE)
+    timing = Timing(trace, MACHINE)
+    runs = [step for step in decision.schedule.instructions if isinstance(step, Run)]
+    original = sum(timing.run_ns(run.op, run.algorithm) for run in runs)
     assert report.step_time_ns >= report.compute_ns + report.stall_ns
     assert report.step_time_ns >= max(report.copy_out_ns, report.copy_in_ns)
-    assert report.compute_ns - report.recomputed_ns == sum(op.device_ns for op in trace.operations)
+    assert report.compute_ns - report.recomputed_ns == original
     assert report.stall_ns == sum(stall.ns for stall in report.stalls)
 
 
@@ -152,3 +166,55 @@ def test_a_cache_fits_wherever_a_layer_step_fits_at_all(rng, ops):
     trace = random_trace(rng, ops, "everywhere")
     policy, machine = find_policy("liveness+cache"), find_machine("h200")
     assert simulate(trace, policy, machine, trace.facts.floor_nbytes).fits
+
+
+@dataclass(frozen=True, repr=False)
+class Chaos(Component):
+    """Wishes for anything at any time, and chooses any algorithm."""
+
+    name = "chaos"
+    seed: int
+
+    def begin(self, walk):
+        return ChaosPart(walk, Random(self.seed))
+
+
+class ChaosPart(Part):
+    def __init__(self, walk, rng):
+        self.walk, self.rng = walk, rng
+        for s in range(walk.facts.storage_count):
+            if rng.random() < 0.5:
+                walk.claim(s, self)
+                walk.hold(s)
+
+    def wishes(self, most):
+        facts, rng = self.walk.facts, self.rng
+        for _ in range(rng.randint(0, most)):
+            s, tier = rng.randrange(facts.storage_count), rng.choice(("host", "peer"))
+            kind = rng.choice((Copy, Free, Free, Fetch, Discard, Rerun))
+            if kind is Rerun:
+                yield Rerun(rng.randrange(facts.op_count))
+            else:
+                yield kind(s) if kind is Free else kind(s, tier)
+
+    def before(self, op):
+        return self.wishes(3)
+
+    def after(self, op, waiting):
+        return self.wishes(4)
+
+    def make_room(self, nbytes):
+        return self.wishes(12)
+
+    def choose(self, op, free_nbytes):
+        count = len(self.walk.trace.operations[op].algorithms)
+        return self.rng.choice((None, self.rng.randint(0, count)))
+
+
+@settings(deadline=None, max_examples=400)
+@given(randomness, sizes, places, st.integers(0, 2**16), fractions, st.booleans())
+def test_no_wish_can_make_a_schedule_illegal(rng, ops, where, seed, fraction, recompute):
+    trace = random_trace(rng, ops, where)
+    others = (Liveness(), Recompute(strategy="memory")) if recompute else (Liveness(),)
+    policy = Stack((*others, Chaos(seed)))
+    assert isinstance(decide(policy, trace, MACHINE, budget_between(trace, fraction)), Decision)

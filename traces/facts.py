@@ -23,10 +23,11 @@ SCHEDULED_KINDS: Final = frozenset({"activation", "activation-gradient"})
 class Facts:
     """The facts of *trace*. Raises InvalidTrace, with the path to the fault, if it has one.
 
-    Of an operation: *reads*, the storages that must be there for it, also when it is computed again
-    (an in-place target is one of them), at *versions*; *needs*, the same for the original run, with
-    what it updates in passing and what is unpacked for it; *fresh*, the storages that it makes,
-    *overwrites*, in place, and *updates*, in passing; *rewrites* are both.
+    Of an operation: *inside_nbytes*, what it takes only while it runs; *reads*, the storages that
+    must be there for it, also when it is computed again (an in-place target is one of them), at
+    *versions*; *needs*, the same for the original run, with what it updates in passing and what is
+    unpacked for it; *fresh*, the storages that it makes, *overwrites*, in place, and *updates*, in
+    passing; *rewrites* are both.
 
     Of a storage: *nbytes*; *scheduled*, whether it counts as the paper's data; *managed*, whether
     policies may give up its device copy, at places from *absent_from* to before *absent_until*;
@@ -74,6 +75,9 @@ class Facts:
         self.is_place: Final = lives.is_place
         self.leave: Final = lives.leave
         self.back: Final = lives.back
+        self.inside_nbytes: Final = [
+            op.workspace_nbytes + op.transient_nbytes for op in trace.operations
+        ]
         made = self._sum_fresh()
         self.fresh_nbytes: Final = made[0]
         self.fresh_scheduled_nbytes: Final = made[1]
@@ -97,6 +101,23 @@ class Facts:
                 data_sizes.append(sum(data[s] for s in made))
                 tensors.append(sum(scheduled[s] for s in made))
         return sizes, data_sizes, tensors
+
+    def inside(self, op: int, algorithm: int) -> int:
+        """Return the bytes that an operation takes only while it runs: workspace and transients."""
+        if algorithm == 0:
+            return self.inside_nbytes[op]
+        operation = self.trace.operations[op]
+        return operation.algorithms[algorithm - 1].workspace_nbytes + operation.transient_nbytes
+
+    @cached_property
+    def least_inside_nbytes(self) -> list[int]:
+        """For each operation what it takes inside by its leanest algorithm."""
+        return [
+            min(self.inside(i, algorithm) for algorithm in range(len(op.algorithms) + 1))
+            if op.algorithms
+            else self.inside_nbytes[i]
+            for i, op in enumerate(self.trace.operations)
+        ]
 
     # -- versions and recipes ------------------------------------------------------------------
 
@@ -216,9 +237,8 @@ class Facts:
                     change[first] += nbytes
                     change[end] -= nbytes
         there = 0
-        for i, op in enumerate(self.trace.operations):
+        for i, inside in enumerate(self.least_inside_nbytes):
             there += change[i]
-            workspaces = (op.workspace_nbytes, *(a.workspace_nbytes for a in op.algorithms))
             used = self.needs[i] + self.fresh[i] if everywhere else ()
             moved = sum(self.nbytes[s] for s in used if self.managed[s])
-            yield i, there + moved + min(workspaces) + op.transient_nbytes
+            yield i, there + moved + inside
