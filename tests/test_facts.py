@@ -17,7 +17,7 @@ from superneurons.traces import (
     find_trace,
 )
 from superneurons.traces.layers import Network
-from superneurons.traces.route import execution_route, reverse
+from superneurons.traces.route import execution_route
 from superneurons.traces.step import training_step
 
 
@@ -51,6 +51,16 @@ def step(storages, operations, places: str = "everywhere", **other) -> Trace:
 
 
 # -- the execution route (paper, Algorithm 1 and Fig. 6) -------------------------------------------
+
+
+def reverse(successors):
+    """Return the same graph with its edges turned round, last layer first."""
+    turned = {layer: [] for layer in reversed(successors)}
+    for layer, following in successors.items():
+        for successor in following:
+            turned[successor].append(layer)
+    return turned
+
 
 FIG_6 = {
     "a": ["b"],

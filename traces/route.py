@@ -8,7 +8,7 @@ def execution_route(successors: Mapping[str, Sequence[str]]) -> list[str]:
 
     *successors* lists, for each layer, those that read its output, in their order. A layer with
     several predecessors is visited when the last of them has been; successors are then followed
-    in list order. The backward route is the same on reversed edges: see `reverse`.
+    in list order. The backward route is the same on reversed edges.
     """
     predecessors = dict.fromkeys(successors, 0)
     for following in successors.values():
@@ -25,12 +25,3 @@ def execution_route(successors: Mapping[str, Sequence[str]]) -> list[str]:
         route.append(layer)
         stack.extend(reversed(successors[layer]))
     return route
-
-
-def reverse(successors: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return the same graph with its edges turned round, last layer first."""
-    turned: dict[str, list[str]] = {layer: [] for layer in reversed(list(successors))}
-    for layer, following in successors.items():
-        for successor in following:
-            turned[successor].append(layer)
-    return turned
