@@ -1,9 +1,8 @@
 """The weaver: one pass over a trace that asks the parts of a stack what they wish, and weaves that
 into the schedule.
 
-It owns what no part may own: deadness (no later need and no hold), restores, and the bytes. Parts
-answer with wishes (`policies/base.py`); the weaver places them, skips moot ones and refuses those
-that would do harm.
+It owns what no part may own: deadness (no later need and no hold), restores (`restores.py`) and the
+bytes. Parts answer with wishes, which `wishes.py` places, skips if moot, and refuses if harmful.
 
 Between two places it cannot act, so it thinks in stretches: at each place it brings and makes room
 for all operations up to the next. In a layer trace every operation is a stretch of its own.
@@ -11,16 +10,17 @@ for all operations up to the next. In a layer trace every operation is a stretch
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import Any, Never
+from typing import Any
 
 from ..errors import PolicyFailed
 from ..machines import Machine
-from ..schedules import Copy, Discard, Fetch, Free, Instruction, Rerun
+from ..schedules import Discard, Free, Instruction
 from ..traces import Trace
-from .base import Component, Part, Wish
+from .base import Component, Part
 from .draft import Draft
 from .restores import Pins, Restores
 from .walk import Walk
+from .wishes import Wishes
 
 
 class Weaver:
@@ -41,8 +41,7 @@ class Weaver:
             self._walk.alive,
             self._tell_rerun,
         )
-        self._deferred: list[Wish] = []
-        self._making_room = False
+        self._wishes = Wishes(self._walk, self._draft, self._restores)
 
     def run(self, components: Iterable[Component]) -> list[Instruction]:
         """Walk the whole trace and return the instructions."""
@@ -79,7 +78,7 @@ class Weaver:
         for op in range(self.facts.op_count):
             for hook in before:
                 for wish in hook(op):
-                    self._wish(wish)
+                    self._wishes.grant(wish)
             if absent and not absent.keys().isdisjoint(needs[op]):
                 self._restores.bring(needs[op], op)
             if ledger.device_nbytes + surge[op] > limit:
@@ -93,14 +92,14 @@ class Weaver:
         facts, pins = self.facts, self._pins
         places = [place for place, allowed in enumerate(facts.is_place) if allowed]
         for place, following in pairwise(places):
-            waiting, self._deferred = self._deferred, []
+            waiting, self._wishes.deferred = self._wishes.deferred, []
             for wish in waiting:
-                self._wish(wish)
+                self._wishes.grant(wish)
             stretch = range(place, following)
             for op in stretch:
                 for hook in self._before:
                     for wish in hook(op):
-                        self._wish(wish)
+                        self._wishes.grant(wish)
             needs = tuple(dict.fromkeys(s for op in stretch for s in facts.needs[op]))
             if not self._draft.absent.keys().isdisjoint(needs):
                 self._restores.bring(needs, place)
@@ -135,7 +134,7 @@ class Weaver:
                 draft.absent.pop(s, None)
         for hook in self._after:
             for wish in hook(op, None):
-                self._wish(wish)
+                self._wishes.grant(wish)
         if draft.in_tiers:
             for s in dead:  # no tier needs to keep it
                 self._discard_all(s)
@@ -184,7 +183,7 @@ class Weaver:
 
     def _discard_all(self, s: int) -> None:
         for tier in self._draft.tiers_of(s):
-            self._wish(Discard(s, tier))
+            self._wishes.grant(Discard(s, tier))
 
     def _tell_rerun(self, op: int, waiting: int) -> None:
         fresh = self.facts.fresh[op]
@@ -193,7 +192,7 @@ class Weaver:
         ]
         for hook in self._after:
             for wish in hook(op, waiting):
-                self._wish(wish)
+                self._wishes.grant(wish)
 
     def _close(self) -> None:
         """Free what is left on the device and in the tiers: the step is over."""
@@ -212,134 +211,21 @@ class Weaver:
         ledger, limit = self.ledger, self._draft.limit
         if not self._restores.bounded or ledger.device_nbytes + nbytes <= limit:
             return
-        self._making_room = True
+        self._wishes.making_room = True
         for self._pins.softly in (True, False):
             if self._ask_for_room(nbytes):
                 break
         self._pins.softly = True
-        self._making_room = False
+        self._wishes.making_room = False
 
     def _ask_for_room(self, nbytes: int) -> bool:
         ledger, limit = self.ledger, self._draft.limit
         for hook in self._room_makers:
             for wish in hook(ledger.device_nbytes + nbytes - limit):
-                self._wish(wish)
+                self._wishes.grant(wish)
                 if ledger.device_nbytes + nbytes <= limit:
                     return True
         return False
-
-    # -- wishes --------------------------------------------------------------------------------
-
-    def _wish(self, wish: Wish) -> None:
-        """Place a wish, or skip it if it is moot or would do harm; between places it waits."""
-        if type(wish) is Free:
-            if type(wish.storage) is not int or not 0 <= wish.storage < self.facts.storage_count:
-                self._refuse(wish)
-            self._wish_free(wish)
-        elif not self._makes_sense(wish):
-            self._refuse(wish)
-        elif not self.facts.is_place[self._walk.done + 1]:
-            self._deferred.append(wish)
-        elif type(wish) is Copy:
-            self._wish_copy(wish)
-        elif type(wish) is Fetch:
-            self._wish_fetch(wish)
-        elif type(wish) is Discard:
-            self._wish_discard(wish)
-        elif type(wish) is Rerun:
-            self._wish_rerun(wish.op)
-
-    def _makes_sense(self, wish: object) -> bool:
-        """Whether a wish is an instruction about something that exists."""
-        if isinstance(wish, Copy | Fetch | Discard):
-            number, count = wish.storage, self.facts.storage_count
-            if wish.tier not in self.ledger.copies:
-                return False
-        elif isinstance(wish, Rerun):
-            number, count = wish.op, self.facts.op_count
-        else:
-            return False
-        return type(number) is int and 0 <= number < count
-
-    def _refuse(self, wish: object) -> Never:
-        facts, tiers = self.facts, ", ".join(self.ledger.copies) or "none"
-        raise PolicyFailed(
-            f"a part wished for {wish!r}; a wish is a Free, Copy, Fetch, Discard or Rerun; "
-            f"storages are numbers below {facts.storage_count}, operations below "
-            f"{facts.op_count}, tiers are: {tiers}"
-        )
-
-    def _wish_free(self, wish: Free) -> None:
-        s, facts, place = wish.storage, self.facts, self._walk.done + 1
-        version = self.ledger.version[s]
-        if version < 0 or s in self._draft.absent:  # not here, or half computed again
-            return
-        if self._walk.holds.last[s] <= self._walk.done:
-            if not facts.managed[s] and place < facts.death[s]:  # the program's own
-                return
-            if not facts.is_place[place] and place != facts.death[s]:
-                self._deferred.append(wish)
-                return
-        elif not facts.is_place[place]:
-            self._deferred.append(wish)
-            return
-        elif not self._walk.may_leave(s) or not (
-            self._walk.droppable(s) or self._draft.tier_of(s, version)
-        ):
-            return
-        else:
-            self._draft.absent[s] = version
-        self._draft.free(wish)
-
-    def _wish_copy(self, wish: Copy) -> None:
-        s, tier = wish.storage, wish.tier
-        facts, ledger = self.facts, self.ledger
-        if (
-            facts.managed[s]
-            and self._draft.resident(s)
-            and self._walk.alive(s)
-            and facts.packed[s] <= self._walk.done + 1
-            and ledger.copies[tier][s] != ledger.version[s]
-            and ledger.tier_nbytes[tier] + facts.nbytes[s] <= ledger.capacity[tier]
-        ):
-            self._draft.copy(wish)
-
-    def _wish_fetch(self, wish: Fetch) -> None:
-        s, ahead = wish.storage, self._walk.done + 1
-        version = self._draft.absent.get(s, -1)
-        if (
-            version < 0
-            or self._making_room
-            or ahead == self.facts.op_count
-            or self.ledger.version[s] >= 0  # half computed again
-            or self.ledger.copies[wish.tier][s] != version
-        ):
-            return
-        surge = self.facts.fresh_nbytes[ahead] + self.facts.least_inside_nbytes[ahead]
-        if self.facts.nbytes[s] + surge <= self._walk.free_nbytes():  # it drives nobody out
-            self._draft.fetch(wish)
-
-    def _wish_discard(self, wish: Discard) -> None:
-        s, tier = wish.storage, wish.tier
-        tiers = self._draft.tiers_of(s)
-        if tier not in tiers:
-            return
-        wanted = self._draft.absent.get(s, -1)
-        last = all(self.ledger.copies[t][s] != wanted for t in tiers if t != tier)
-        if self.ledger.copies[tier][s] != wanted or not last:
-            self._draft.discard(wish)
-
-    def _wish_rerun(self, op: int) -> None:
-        if self._making_room or self._restores.busy:
-            return
-        absent, managed = self._draft.absent, self.facts.managed
-        wanted = tuple(  # the program's own are computed again only on the way to others
-            s
-            for s in self.facts.fresh[op]
-            if s in absent and managed[s] and self._walk.droppable(s)
-        )
-        if wanted and self.facts.fresh_nbytes[op] <= self._walk.free_nbytes():
-            self._restores.bring(wanted, self._walk.done + 1)
 
 
 def _begin(walk: Walk, components: Iterable[Component]) -> Iterator[Part]:
