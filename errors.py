@@ -43,6 +43,10 @@ class MissingExtra(InvalidInput):
     """An optional library is not installed."""
 
 
+class Unsupported(InvalidInput):
+    """A step does what a recording cannot express: the message names the operation."""
+
+
 class IllegalSchedule(SuperneuronsError):
     """A schedule breaks a rule: the message names instruction, storage and rule.
 

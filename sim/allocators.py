@@ -5,20 +5,30 @@ instruction order, without a clock. Whether a schedule fits is judged on what it
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from ..errors import UnknownName
 from ..schedules import Fetch, Free, Rerun, Run, Schedule
 from ..traces import Trace
+from .caching import CachingAllocator
 
 WORKSPACE: Final = -1
 """The block of an operation's workspace and transients, there only while it runs."""
 
 
 class Allocator(Protocol):
-    """The interface: blocks come and go by number; *reserved_peak_nbytes* is the most it took."""
+    """The interface: blocks come and go by number.
 
-    reserved_peak_nbytes: int
+    *allocated_peak_nbytes* is the most that blocks took at once, in the allocator's own rounding,
+    *reserved_peak_nbytes* the most that the allocator itself took of the device for them.
+    """
+
+    @property
+    def allocated_peak_nbytes(self) -> int: ...
+
+    @property
+    def reserved_peak_nbytes(self) -> int: ...
 
     def allocate(self, block: int, nbytes: int) -> None:
         """Give *nbytes* to a block that has none."""
@@ -30,11 +40,16 @@ class Allocator(Protocol):
 
 
 class ExactBytes:
-    """Reserves each byte that is asked for and no more."""
+    """Reserves each byte that is asked for and no more, whatever the limit."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_nbytes: int | None = None) -> None:
         self.reserved_peak_nbytes = 0
         self._nbytes = 0
+
+    @property
+    def allocated_peak_nbytes(self) -> int:
+        """The most that blocks took at once: all that is reserved is allocated."""
+        return self.reserved_peak_nbytes
 
     def allocate(self, block: int, nbytes: int) -> None:
         """Give *nbytes* to a block."""
@@ -47,14 +62,21 @@ class ExactBytes:
         self._nbytes -= nbytes
 
 
-ALLOCATORS: Final[dict[str, Callable[[], Allocator]]] = {"exact": ExactBytes}
+ALLOCATORS: Final[dict[str, Callable[[int | None], Allocator]]] = {
+    "exact": ExactBytes,
+    "caching": CachingAllocator,
+    "caching-expandable": partial(CachingAllocator, expandable=True),
+}
 
 
-def new_allocator(name: str) -> Allocator:
-    """Return a fresh allocator by its name in machine files. Raises UnknownName."""
+def new_allocator(name: str, limit_nbytes: int | None = None) -> Allocator:
+    """Return a fresh allocator by its name in machine files. Raises UnknownName.
+
+    One that caches gives back what it can before it takes more than *limit_nbytes*.
+    """
     if name not in ALLOCATORS:
         raise UnknownName(f"no allocator {name!r}; there are: {', '.join(sorted(ALLOCATORS))}")
-    return ALLOCATORS[name]()
+    return ALLOCATORS[name](limit_nbytes)
 
 
 def occupy(trace: Trace, schedule: Schedule, allocator: Allocator) -> None:

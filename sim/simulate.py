@@ -56,7 +56,8 @@ def play(
 ) -> Report:
     """Play a decision whose schedule has been proved: bytes by order, then times by the clock."""
     schedule, ledger = decision
-    allocator = new_allocator(machine.allocator)
+    limit = min(schedule.limit_nbytes, machine.device_nbytes)
+    allocator = new_allocator(machine.allocator, limit)
     occupy(trace, schedule, allocator)
     env = simpy.Environment()
     device = Device(env, trace.facts, Timing(trace, machine), machine.tiers, observer)

@@ -144,7 +144,7 @@ class Dataflow:
         if op.device_ns is not None:
             what = f"{op.name!r} has a device_ns, but the trace says times: {times}"
             fault(self.trace, where, f"{what}; measure all or none")
-        if times == "roofline" and not op.flops:
+        if times == "roofline" and not op.flops and op.kind != "empty":  # that only allocates
             what = f"{op.name!r} has neither flops nor moved_nbytes"
             fault(self.trace, where, f"{what}: a roofline makes no time of that")
 

@@ -27,6 +27,7 @@ Kind = Literal[
     "optimizer-state",
     "activation",
     "activation-gradient",
+    "other",
 ]
 Phase = Literal["forward", "backward", "optimizer"]
 Recompute = Literal["pure", "random", "opaque"]
@@ -77,6 +78,8 @@ class Operation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     leaves them alone. *recompute* tells whether running it again gives the same values: "pure";
     "random", if its generator state is restored; "opaque", never.
 
+    The host *waits* for one whose result it reads (`loss.item()`).
+
     *device_ns* is None where no time was measured: the machine's roofline over *flops* and
     *moved_nbytes* then gives it. *host_ns* None means the machine's launch cost.
     """
@@ -95,6 +98,7 @@ class Operation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     moved_nbytes: Natural = 0
     algorithms: tuple[Algorithm, ...] = ()
     recompute: Recompute = "pure"
+    waits: bool = False
     module: str = ""
 
 
@@ -109,13 +113,15 @@ class Save(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_d
     """A value that autograd keeps for backward.
 
     It is *packed* at a place in forward, *unpacked* at the place where its consumer asks for it,
-    and let go of at the place *freed*: right after the consumer, unless given.
+    and let go of at the place *freed*: right after the consumer, unless given. *node* names the
+    consumer in autograd's graph.
     """
 
     value: str
     packed: Natural
     unpacked: Natural
     freed: Natural | None = None
+    node: str = ""
 
 
 class Trace(

@@ -1,0 +1,105 @@
+"""Which module runs, and what its parameters, buffers and optimizer state are called.
+
+The model is not handed over: modules and optimizers tell by torch's global hooks that they run.
+"""
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from .log import Log
+
+
+class Modules:
+    """Sets `log.module` to the path of the module that runs, while it is entered."""
+
+    def __init__(self, log: Log) -> None:
+        self.roots: list[torch.nn.Module] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self._log = log
+        self._paths: dict[int, str] = {}  # by the module's id: roots keeps them alive
+        self._stack: list[str] = []
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "Modules":
+        self._handles = [
+            register_module_forward_pre_hook(self._enter_module),
+            register_module_forward_hook(self._leave_module, always_call=True),
+            register_optimizer_step_pre_hook(self._see_optimizer),
+        ]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._stack.clear()
+        self._log.module = ""
+
+    def _enter_module(self, module: torch.nn.Module, inputs: object) -> None:
+        if id(module) not in self._paths:
+            self._add_root(module)
+        self._stack.append(self._paths[id(module)])
+        self._log.module = self._stack[-1]
+
+    def _leave_module(self, module: torch.nn.Module, inputs: object, output: object) -> None:
+        if self._stack:
+            self._stack.pop()
+        self._log.module = self._stack[-1] if self._stack else ""
+
+    def _add_root(self, module: torch.nn.Module) -> None:
+        """Name a module that no other holds, and all that it holds. The first has no prefix."""
+        prefix = type(module).__name__.lower() if self.roots else ""
+        taken = {self._paths[id(root)] for root in self.roots}
+        if prefix in taken:
+            prefix += f"-{len(self.roots)}"
+        self.roots.append(module)
+        for path, each in module.named_modules(prefix=prefix):
+            self._paths.setdefault(id(each), path)
+
+    def _see_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if not any(optimizer is each for each in self.optimizers):
+            self.optimizers.append(optimizer)
+
+    # -- names -----------------------------------------------------------------------------------
+
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield parameters by name: those of modules, then those that only optimizers know."""
+        seen = set()
+        for root in self.roots:
+            for name, parameter in root.named_parameters(prefix=self._paths[id(root)]):
+                seen.add(id(parameter))
+                yield name, parameter
+        others = 0
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if id(parameter) not in seen:
+                        seen.add(id(parameter))
+                        yield f"parameter.{others}", parameter
+                        others += 1
+
+    def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield buffers by name."""
+        for root in self.roots:
+            yield from root.named_buffers(prefix=self._paths[id(root)])
+
+    def states(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the optimizers' state tensors by name: `fc.weight.exp_avg`."""
+        names = {id(parameter): name for name, parameter in self.parameters()}
+        for optimizer in self.optimizers:
+            for parameter, state in optimizer.state.items():
+                for key, value in state.items():
+                    if isinstance(value, torch.Tensor):
+                        yield f"{names.get(id(parameter), 'unnamed')}.{key}", value

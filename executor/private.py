@@ -1,0 +1,37 @@
+"""Every private name of torch that this package uses, in one place, with what each is for.
+
+`tests/test_private.py` tells when one has gone or behaves differently. Seen in 2.11 and 2.13.
+"""
+
+from typing import Any
+
+import torch
+
+
+def sequence_number() -> int:
+    """Return the number that the next autograd node of this thread gets."""
+    return int(torch._C._autograd._get_sequence_nr())  # type: ignore[attr-defined]
+
+
+def running_node() -> Any:
+    """Return the autograd node that runs in this thread, None outside backward."""
+    return torch._C._current_autograd_node()  # type: ignore[attr-defined]
+
+
+def in_backward() -> bool:
+    """Return whether this thread is inside a backward pass, between nodes too."""
+    return bool(torch._C._current_graph_task_id() != -1)  # type: ignore[attr-defined]
+
+
+def holders(address: int) -> int:
+    """Return how many hold the storage at *address*: tensors, and its Python object once made.
+
+    *address* is what `UntypedStorage._cdata` says of a storage that is alive; nothing guards
+    against one that is not.
+    """
+    return int(torch._C._storage_Use_Count(address))  # type: ignore[attr-defined]
+
+
+def address(storage: torch.UntypedStorage) -> int:
+    """Return what tells one live storage from another; another may have it after its death."""
+    return int(storage._cdata)

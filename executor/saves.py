@@ -1,0 +1,112 @@
+"""What autograd keeps: when a tensor is packed, when it is asked for, and when it is let go of."""
+
+import weakref
+from typing import Any
+
+import torch
+
+from .log import Log, extent
+from .private import running_node, sequence_number
+from .storages import Life
+
+
+class Kept:
+    """One saved tensor. *packed*, *unpacked* and *freed* are places, -1 if that did not happen.
+
+    *node* is the sequence number of the node that keeps it, *asked_by* the name of the one that
+    first asked for it.
+    """
+
+    __slots__ = (
+        "asked_by",
+        "freed",
+        "life",
+        "nbytes",
+        "node",
+        "offset",
+        "packed",
+        "unpacked",
+        "version",
+    )
+
+    def __init__(self, life: Life, packed: int, offset: int, nbytes: int) -> None:
+        self.life = life
+        self.version = life.version
+        self.offset = offset
+        self.nbytes = nbytes
+        self.packed = packed
+        self.unpacked = -1
+        self.freed = -1
+        self.node = sequence_number() - 1
+        self.asked_by = ""
+
+
+class _Handle:
+    """What autograd holds in place of a tensor: another tensor on the same bytes."""
+
+    __slots__ = ("__weakref__", "kept", "tensor", "version")
+
+    def __init__(self, tensor: torch.Tensor, kept: Kept | None) -> None:
+        self.tensor = tensor
+        self.kept = kept
+        self.version = -1 if tensor.is_inference() else tensor._version
+
+
+class Saves(torch.autograd.graph.saved_tensors_hooks):
+    """Saved-tensor hooks that keep everything and write down when, beside *log*.
+
+    With hooks installed autograd no longer notices that a saved tensor was modified in place; these
+    notice it and raise RuntimeError, as autograd does.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self.kept: list[Kept] = []
+        self._log = log
+        self._watches: dict[int, weakref.ref[_Handle]] = {}
+        super().__init__(self._pack, self._unpack)
+
+    def _pack(self, tensor: torch.Tensor) -> _Handle:
+        log = self._log
+        log.quiet = True  # a detached tensor would be logged
+        try:
+            handle = _Handle(tensor.detach(), None)
+        finally:
+            log.quiet = False
+        if tensor.device == log.device:
+            life = log.book.find(tensor) or log.book.enter(tensor, -1)
+            handle.kept = kept = Kept(life, log.place(), *extent(tensor))
+            self.kept.append(kept)
+            self._watch(handle, kept)
+            if life.keeps == 0 and life.released < 0:
+                log.unreleased.append(life)
+            life.keeps += 1
+        return handle
+
+    def _watch(self, handle: _Handle, kept: Kept) -> None:
+        number = len(self.kept)
+        log = self._log
+
+        def freed(_: object) -> None:
+            kept.freed = log.place()
+            kept.life.keeps -= 1
+            self._watches.pop(number, None)
+
+        self._watches[number] = weakref.ref(handle, freed)
+
+    def _unpack(self, handle: Any) -> torch.Tensor:
+        tensor: torch.Tensor = handle.tensor
+        kept: Kept | None = handle.kept
+        if handle.version >= 0 and tensor._version != handle.version:
+            node = running_node()
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: a saved tensor of shape {list(tensor.shape)}"
+                f"{f', asked for by {node.name()},' if node is not None else ''} is at version "
+                f"{tensor._version}; it was saved at version {handle.version}"
+            )
+        if kept is not None and kept.unpacked < 0:
+            self._log.poll()
+            kept.unpacked = self._log.place()
+            node = running_node()
+            kept.asked_by = "" if node is None else node.name()
+        return tensor

@@ -1,0 +1,76 @@
+"""The book of storages: which one a tensor is of, when it was born, and when it died.
+
+A storage's Python object lives exactly as long as its bytes, for torch keeps it as long as anything
+in C++ holds the storage. So a weak reference tells the death when it happens, and nothing has to
+be asked again and again.
+"""
+
+import weakref
+from collections.abc import Callable
+
+import torch
+
+from .private import address, holders
+
+
+class Life:
+    """One storage from birth to death; both are places, the number of operations logged before.
+
+    *born* is -1 for what was there before the log began, and *dead* -1 while it lives. *version*
+    counts the writes that were logged. *keeps* is how many saved-tensor handles hold it.
+    """
+
+    __slots__ = ("address", "born", "dead", "keeps", "nbytes", "number", "released", "version")
+
+    def __init__(self, number: int, where: int, nbytes: int, born: int) -> None:
+        self.number = number
+        self.address = where
+        self.nbytes = nbytes
+        self.born = born
+        self.dead = -1
+        self.released = -1
+        self.version = 0
+        self.keeps = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether anybody but saved tensors holds it. Only while it lives.
+
+        One of the holders is the storage's Python object, which exists since it was entered.
+        """
+        return self.dead < 0 and holders(self.address) - 1 > self.keeps
+
+
+class Book:
+    """All storages that have been seen, by number. *clock* says the present place."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self.lives: list[Life] = []
+        self._clock = clock
+        self._at: dict[int, Life] = {}  # by address, while alive
+        self._watches: dict[int, weakref.ref[torch.UntypedStorage]] = {}  # by number
+
+    def find(self, tensor: torch.Tensor) -> Life | None:
+        """Return the life of a tensor's storage, None if it has not been entered."""
+        return self._at.get(address(tensor.untyped_storage()))
+
+    def enter(self, tensor: torch.Tensor, born: int) -> Life:
+        """Begin the life of a tensor's storage, born at a place (-1: before the log)."""
+        storage = tensor.untyped_storage()
+        where = address(storage)
+        life = Life(len(self.lives), where, storage.nbytes(), born)
+        self.lives.append(life)
+        self._at[where] = life
+
+        def die(_: object) -> None:
+            life.dead = self._clock()
+            self._watches.pop(life.number, None)
+            if self._at.get(where) is life:
+                del self._at[where]
+
+        self._watches[life.number] = weakref.ref(storage, die)
+        return life
+
+    def alive(self) -> list[Life]:
+        """Return those that live, oldest first."""
+        return [life for life in self.lives if life.dead < 0]
