@@ -143,6 +143,35 @@ def traces(trace: str | None) -> None:
 
 
 @main.command()
+@click.argument("foreign", type=click.Path())
+@click.option(
+    "-o",
+    "--output",
+    "trace",
+    type=click.Path(dir_okay=False),
+    required=True,
+    help="The trace file to write: step.yaml, step.json.gz",
+)
+def convert(foreign: str, trace: str) -> None:
+    """Make a trace file of FOREIGN: another tool's file, or a trace that is to be spelled anew."""
+    from .traces import write_trace
+    from .traces.file import SUFFIXES
+    from .traces.readers import read_foreign
+
+    if not trace.endswith(SUFFIXES):
+        raise InvalidInput(
+            f"{trace}: a trace file ends in {', '.join(SUFFIXES)}; give -o such a name"
+        )
+    found, step = read_foreign(foreign)
+    write_trace(step, trace)
+    lacks = step.notes.get("lacking", found.lacks)
+    click.echo(
+        f"{foreign}: {found.title}. {len(step.operations)} operations, {len(step.storages)} "
+        f"storages, written to {trace}." + (f" It lacks: {lacks}." if lacks else "")
+    )
+
+
+@main.command()
 @click.argument("policy", required=False)
 def policies(policy: str | None) -> None:
     """List the policies, built in and installed, or print the manual of POLICY or of its parts."""

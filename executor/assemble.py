@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from ..errors import InvalidInput
-from ..traces import Kind, Operation, Release, Save, Storage, Trace, Value
+from ..traces import Kind, Operation, Phase, Recompute, Release, Save, Storage, Trace, Value
 from .log import Access, Logged
-from .operators import EMPTY, recompute_of
+from .operators import EMPTY
 from .saves import Kept
 from .storages import Life
 
@@ -27,7 +27,8 @@ class Step(NamedTuple):
 
     Lives from number *first* on were entered in the step. *versions* are those of the storages that were alive at the start, by number; *known_before* and
     *known_after* name parameters, gradients, states and buffers at both ends; *gradients* names
-    what became a parameter's gradient meanwhile. *elsewhere_nbytes* is what the device held beside.
+    what became a parameter's gradient meanwhile. *there_nbytes* are all the bytes that the device
+    held at the start, 0 if that is not known.
     """
 
     start: int
@@ -39,7 +40,7 @@ class Step(NamedTuple):
     known_before: dict[int, Known]
     known_after: dict[int, Known]
     gradients: dict[int, str]
-    elsewhere_nbytes: int = 0
+    there_nbytes: int = 0
 
 
 class OperationTimes(NamedTuple):
@@ -57,6 +58,15 @@ def assemble(
     Without *times* the trace leaves them to a machine's roofline.
     """
     return _Assembly(step).trace(name, notes, times)
+
+
+def phases_of(operations: list[Logged]) -> list[Phase]:
+    """Return the phase of each operation: what comes after the last backward is the optimizer's."""
+    last = max((i for i, op in enumerate(operations) if op.backward), default=len(operations))
+    return [
+        "backward" if op.backward else "optimizer" if i > last else "forward"
+        for i, op in enumerate(operations)
+    ]
 
 
 class _Stored:
@@ -83,7 +93,7 @@ class _Assembly:
         self._of: dict[int, _Stored] = {}  # by life's number
         self._offset: dict[int, int] = {}  # from a life's versions to its storage's
         self._stored: list[_Stored] = []
-        self._last_backward = max((i for i, op in enumerate(step.operations) if op.backward), default=-1)
+        self._phases = phases_of(step.operations)
         self._values: dict[str, Value] = {}
         self._written_first: dict[int, int] = {}
         self._find_storages()
@@ -166,15 +176,10 @@ class _Assembly:
     def _kind_of_result(self, i: int, op: Logged) -> Kind:
         if op.backward:
             return "activation-gradient"
-        if self._phase(i) == "optimizer":
+        if self._phases[i] == "optimizer":
             return "optimizer-state"
         from_host = op.operator.kind == "copy" and not op.reads
         return "input" if from_host else "activation"
-
-    def _phase(self, i: int) -> str:
-        if self._step.operations[i].backward:
-            return "backward"
-        return "optimizer" if i > self._last_backward >= 0 else "forward"
 
     def _close(self) -> None:
         """Pair what the step leaves behind with what it found and let go of: the next step's.
@@ -222,8 +227,8 @@ class _Assembly:
             )
             for s in self._stored
         ]
-        if self._step.elsewhere_nbytes:
-            nbytes = self._step.elsewhere_nbytes
+        nbytes = self._step.there_nbytes - sum(s.nbytes for s in self._stored if s.born < 0)
+        if self._step.there_nbytes and nbytes > 0:
             storages.append(
                 Storage(name="elsewhere", kind="other", nbytes=nbytes, alive_at_start=True)
             )
@@ -281,7 +286,7 @@ class _Assembly:
                 Operation(
                     name=self._labels[i],
                     kind=op.operator.kind,
-                    phase=self._phase(i),
+                    phase=self._phases[i],
                     reads=tuple(reads),
                     writes=tuple(writes),
                     updates=tuple(updates),
@@ -291,10 +296,8 @@ class _Assembly:
                     transient_nbytes=0 if works else inside,
                     flops=op.flops,
                     moved_nbytes=0 if op.operator.kind == "empty" else op.moved_nbytes,
-                    recompute=(
-                        "opaque" if i in unfilled else recompute_of(op.operator, random=op.random)
-                    ),
-                    waits=op.operator.waits,
+                    recompute=("opaque" if i in unfilled else _recompute(op)),
+                    waits=op.waits,
                     module=op.module,
                 )
             )
@@ -394,6 +397,14 @@ class _Assembly:
 
 WORKSPACE_KINDS: Final = frozenset({"conv", "matmul", "attention", "rnn"})
 """The kinds whose bytes inside are their libraries' workspace; others' are temporaries."""
+
+
+def _recompute(op: Logged) -> Recompute:
+    """Return how an operation repeats. What came from the host may not be there any more."""
+    from_host = op.operator.kind == "copy" and not op.reads
+    if op.operator.opaque or op.waits or from_host:
+        return "opaque"
+    return "random" if op.random else "pure"
 
 
 def _few(stored: list[_Stored]) -> str:

@@ -36,12 +36,13 @@ class Access:
 class Logged:
     """One operation: what it read, made, wrote over and updated in passing, bytes and flops.
 
-    *node* is the sequence number of its autograd node: the one it makes in forward, the one that
+    *dispatch* is its number among all that was dispatched, views included. *node* is the sequence number of its autograd node: the one it makes in forward, the one that
     runs it in backward. *sum_of* is the storage that a plain step would have added into.
     """
 
     __slots__ = (
         "backward",
+        "dispatch",
         "flops",
         "fresh",
         "inside_nbytes",
@@ -54,10 +55,12 @@ class Logged:
         "reads",
         "sum_of",
         "updates",
+        "waits",
     )
 
     def __init__(self, what: Operator) -> None:
         self.operator = what
+        self.dispatch = 0
         self.backward = in_backward()
         self.node = -1
         self.module = ""
@@ -65,6 +68,7 @@ class Logged:
         self.fresh: list[Life] = []
         self.overwrites: list[Life] = []
         self.updates: list[Life] = []
+        self.waits = False
         self.random = False
         self.flops = 0
         self.moved_nbytes = 0
@@ -97,6 +101,7 @@ class Log(TorchDispatchMode):
         self.unreleased: list[Life] = []  # saved storages that the program still holds
         self._modules: dict[int, str] = {}  # by sequence number
         self._meter = meter
+        self.dispatched = 0
 
     def place(self) -> int:
         """Return the present place: how many operations have been logged."""
@@ -125,13 +130,18 @@ class Log(TorchDispatchMode):
         self.poll()
         what = operator(func)
         logged = Logged(what)
+        logged.dispatch = self.dispatched
+        self.dispatched += 1
         touched: dict[int, int] = {}
         writes = self._arguments(logged, args, kwargs, touched)
         if self._meter is not None:
             self._meter.before()
         result = func(*args, **kwargs)
         fresh_nbytes = self._results(logged, result, touched)
-        if not (logged.fresh or writes or what.waits):
+        logged.waits = bool(logged.reads) and (
+            what.waits or self._leaves(what, args, kwargs, result)
+        )
+        if not (logged.fresh or writes or logged.waits):
             return result  # a view, or nothing on this device
         if self._meter is not None:
             logged.inside_nbytes = self._meter.after(fresh_nbytes)
@@ -198,6 +208,14 @@ class Log(TorchDispatchMode):
                 touched[life.number] = life.nbytes
                 total += life.nbytes
         return total
+
+    def _leaves(
+        self, what: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> bool:
+        """Return whether bytes go to the host, which waits for them."""
+        if what.kind != "copy" or kwargs.get("non_blocking") or True in args[2:]:
+            return False
+        return any(tensor.device.type == "cpu" != self.device.type for tensor in _each(result))
 
     def _place_in_graph(self, logged: Logged) -> None:
         """Note node and module: a backward operation's module is that of its forward."""
@@ -283,5 +301,10 @@ def _trains(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _called_by_engine() -> bool:
     """Return whether autograd's engine itself called, and no Python function inside a node."""
-    frame = sys._getframe(3)
-    return frame.f_code.co_name == "_engine_run_backward"
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name in _WRAPPERS:
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == "_engine_run_backward"
+
+
+_WRAPPERS: Final = frozenset({"__torch_dispatch__", "inner", "_fn"})  # that dynamo puts around ours

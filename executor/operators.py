@@ -11,8 +11,6 @@ from typing import Any, Final
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from ..traces import Recompute
-
 Overload = torch._ops.OpOverload
 
 
@@ -58,8 +56,8 @@ class Operator:
         )
         self.written: frozenset[int | str] = frozenset(written - self.passing)
         self.fills: bool = self.name in FILLS
-        self.shapes_only: bool = self.name in EMPTY or self.name.endswith("_like") or (
-            self.name.startswith("new_")
+        self.shapes_only: bool = (
+            self.name in EMPTY or self.name.endswith("_like") or (self.name.startswith("new_"))
         )
         self.random: bool = torch.Tag.nondeterministic_seeded in overload.tags
         self.opaque: bool = overload.namespace not in OUR_NAMESPACES or self.name in WAITS
@@ -109,13 +107,6 @@ def draws(what: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
         name, position = RANDOM_UNLESS_ZERO[what.name]
         return bool(kwargs.get(name, args[position] if len(args) > position else 0))
     return True
-
-
-def recompute_of(what: Operator, *, random: bool) -> Recompute:
-    """Return how a call of an operator repeats."""
-    if what.opaque:
-        return "opaque"
-    return "random" if random else "pure"
 
 
 EMPTY: Final = frozenset(

@@ -1,88 +1,279 @@
-"""Record: from training steps as they run to a trace."""
+"""Record: watch training steps as they run, and make a trace of one.
+
+On a GPU a recording takes some steps, each with one purpose, so that nothing disturbs what is
+measured: a few to warm up; a few untouched, timed with a clock; two logged, of which the second
+becomes the trace, for only then is it known what the first left behind; one profiled with marks,
+which says whose kernel is whose; and a few profiled without, which give the kernels' times.
+"""
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from statistics import median
+from typing import Any, Final, NamedTuple
 
 import torch
 
+from ..errors import InvalidInput
 from ..traces import Trace
-from .assemble import Known, Step, assemble
+from .assemble import Step, assemble, phases_of
+from .attribution import PHASES, Attribution, attribute
 from .log import Log
+from .meter import CudaMeter, requested
 from .modules import Modules
+from .names import known
+from .phases import PhaseTimes, Stopwatch
+from .provenance import provenance
 from .saves import Saves
+from .timeline import Marks, Timeline, profiled
+
+WARMUP_STEPS: Final = 3
+TIMED_STEPS: Final = 7
+PROFILED_STEPS: Final = 5
+
+
+class Measured(NamedTuple):
+    """One step that nobody looked into: from an idle GPU to an idle GPU again, and its peaks."""
+
+    step_ns: int
+    phases: PhaseTimes
+    requested_peak_nbytes: int
+    allocated_peak_nbytes: int
+    reserved_peak_nbytes: int
 
 
 class Recorder:
-    """Skeleton."""
+    """Records one training step of a model that knows nothing of it.
 
-    def __init__(self, device: torch.device, name: str = "recorded") -> None:
-        self.device = device
-        self.name = name
-        self.log = Log(device)
-        self.modules = Modules(self.log)
+    Put each step, `zero_grad` to `optimizer.step()`, into `with recorder.step():` until
+    `recorder.done`; then ask for the trace::
 
-    def record(self, step: Callable[[], object], warmup: int = 1) -> Trace:
-        for _ in range(warmup):
-            step()
-        with torch.autograd.set_multithreading_enabled(False):
-            with self.modules:
-                for _ in range(2):
-                    self._begin()
-                    saves = Saves(self.log)
-                    gc.collect()
-                    enabled = gc.isenabled()
-                    gc.disable()
-                    try:
-                        with self._gradients(), saves, self.log:
-                            step()
-                    finally:
-                        if enabled: gc.enable()
-                        gc.collect()
-                    self.log.poll()
-        return assemble(self._end(saves), self.name, {})
+        recorder = Recorder("my model")
+        for inputs, targets in loader:
+            with recorder.step():
+                ...
+            if recorder.done:
+                break
+        trace = recorder.trace()
 
-    def _begin(self) -> None:
-        log = self.log
-        self._start = log.place()
-        self._first = len(log.book.lives)
-        log.unreleased.clear()
-        self._versions = {life.number: life.version for life in log.book.alive()}
-        self._before = self._known()
-        self._gradient_of: dict[int, str] = {}
+    *device* is where the step runs; its CUDA device unless given, or else the CPU. On a CPU (and
+    under fake tensors) bytes are recorded and times are left to a machine's roofline. What a step
+    raises goes through; the recording is then over. All steps must do the same.
+    """
 
-    def _end(self, saves: Saves) -> Step:
-        return Step(
-            start=self._start, first=self._first, operations=self.log.operations[self._start:], lives=self.log.book.lives,
-            kept=saves.kept, versions=self._versions, known_before=self._before, known_after=self._known(),
-            gradients=self._gradient_of,
+    def __init__(self, name: str, device: torch.device | str | None = None) -> None:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.name: Final = name
+        self.device: Final = _numbered(torch.device(device))
+        cuda = self.device.type == "cuda"
+        self.measured: list[Measured] = []
+        self._log = Log(self.device, CudaMeter(self.device) if cuda else None)
+        self._modules = Modules(self._log)
+        self._marked: list[Timeline] = []
+        self._plain: list[Timeline] = []
+        self._step: Step | None = None
+        self._saves = Saves(self._log)
+        self._stages: list[Callable[[], Any]] = [self._warm] * (WARMUP_STEPS if cuda else 1)
+        self._stages += [self._timed] * (TIMED_STEPS if cuda else 0)
+        self._stages += [self._logged] * 2
+        if cuda:
+            self._stages += [self._marks, *[self._profiled] * PROFILED_STEPS]
+        self._broken = False
+        self.logged_s = 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether enough steps have been seen."""
+        return not self._stages
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """See one step. Steps after the last one that is needed run untouched."""
+        if not self._stages:
+            yield
+            return
+        stage = self._stages.pop(0)
+        try:
+            with stage():
+                yield
+        except BaseException:
+            self._broken = True
+            raise
+
+    def trace(self) -> Trace:
+        """Return the recorded step.
+
+        Raises InvalidInput if steps are missing or one failed, if the step is not closed or if
+        what was profiled is not what was logged.
+        """
+        if self._broken:
+            raise InvalidInput(f"{self.name}: a step failed while it was recorded; record it again")
+        if self._stages or self._step is None:
+            left = len(self._stages)
+            raise InvalidInput(f"{self.name}: a recording needs {left} more steps; run them first")
+        notes = {"made": "recorded from a training step in PyTorch"} | provenance(self.device)
+        if self.device.type != "cuda":
+            notes["times"] = "none measured: the roofline of the machine that it is simulated on"
+            return assemble(self._step, self.name, notes)
+        found = self._times()
+        notes |= self._findings(found)
+        return assemble(self._step, self.name, notes, found.times)
+
+    # -- stages ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _warm(self) -> Iterator[None]:
+        with self._modules:
+            yield
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        stopwatch = Stopwatch()
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        with stopwatch.watch():
+            begin = stopwatch.start()
+            yield
+            phases = stopwatch.stop()
+            torch.cuda.synchronize(self.device)
+            end = stopwatch.now()
+        stats = torch.cuda.memory_stats(self.device)
+        self.measured.append(
+            Measured(
+                end - begin,
+                phases,
+                stats["requested_bytes.all.peak"],
+                stats["allocated_bytes.all.peak"],
+                stats["reserved_bytes.all.peak"],
+            )
         )
 
     @contextmanager
-    def _gradients(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for name, parameter in self.modules.parameters():
-                if parameter.requires_grad and parameter.is_leaf:
-                    def note(p, name=name):
-                        life = self.log.book.find(p.grad)
-                        if life is not None:
-                            self._gradient_of[life.number] = name
-                    h = parameter.register_post_accumulate_grad_hook(note)
-                    stack.callback(h.remove)
+    def _logged(self) -> Iterator[None]:
+        log = self._log
+        gc.collect()
+        start, first = log.place(), len(log.book.lives)
+        versions = {life.number: life.version for life in log.book.alive()}
+        before = known(self._modules, log)
+        log.unreleased.clear()
+        log.dispatched = 0
+        there = requested(self.device)["current"] if self.device.type == "cuda" else 0
+        gradients: dict[int, str] = {}
+        self._saves = saves = Saves(log)
+        begin = time.perf_counter()
+        with _no_collections(), torch.autograd.set_multithreading_enabled(False), self._modules:
+            with self._name_gradients(gradients), saves, log:
+                yield
+        self.logged_s = time.perf_counter() - begin
+        log.poll()
+        self._step = Step(
+            start=start,
+            first=first,
+            operations=log.operations[start:],
+            lives=log.book.lives,
+            kept=saves.kept,
+            versions=versions,
+            known_before=before,
+            known_after=known(self._modules, log),
+            gradients=gradients,
+            there_nbytes=there,
+        )
+
+    @contextmanager
+    def _marks(self) -> Iterator[None]:
+        with profiled(self._marked, host=True), torch.autograd.set_multithreading_enabled(False):
+            with Marks():
+                yield
+
+    @contextmanager
+    def _profiled(self) -> Iterator[None]:
+        with profiled(self._plain, host=False):
             yield
 
-    def _known(self) -> dict[int, Known]:
-        known: dict[int, Known] = {}
-        def see(name, tensor, kind):
-            if tensor is not None and tensor.device == self.device:
-                life = self.log.book.find(tensor)
-                if life is not None:
-                    known.setdefault(life.number, Known(name, kind))
-        for name, p in self.modules.parameters():
-            see(name, p, "parameter")
-            see(name + ".grad", p.grad, "parameter-gradient")
-        for name, b in self.modules.buffers():
-            see(name, b, "parameter")
-        for name, st in self.modules.states():
-            see(name, st, "optimizer-state")
-        return known
+    @contextmanager
+    def _name_gradients(self, found: dict[int, str]) -> Iterator[None]:
+        """Note which storages become gradients of which parameters."""
+        with ExitStack() as hooks:
+            for name, parameter in self._modules.parameters():
+                if not (parameter.requires_grad and parameter.is_leaf):
+                    continue
+
+                def note(leaf: torch.Tensor, name: str = name) -> None:
+                    life = self._log.book.find(leaf.grad) if leaf.grad is not None else None
+                    if life is not None:
+                        found[life.number] = name
+
+                hooks.callback(parameter.register_post_accumulate_grad_hook(note).remove)
+            yield
+
+    # -- times -------------------------------------------------------------------------------------
+
+    def _times(self) -> Attribution:
+        assert self._step is not None
+        operations = self._step.operations
+        marked = self._marked[0]
+        number_of = {op.dispatch: i for i, op in enumerate(operations)}
+        if len(marked.marks) != self._log.dispatched:
+            raise InvalidInput(
+                f"{self.name}: the logged step dispatched {self._log.dispatched} operations and the "
+                f"profiled one {len(marked.marks)}; only a step that repeats can be recorded"
+            )
+        unseen = PhaseTimes(*(round(median(c)) for c in zip(*self._phases(), strict=True)))
+        return attribute(marked, self._plain, number_of, phases_of(operations), unseen)
+
+    def _phases(self) -> list[PhaseTimes]:
+        return [each.phases for each in self.measured]
+
+    def _findings(self, found: Attribution) -> dict[str, str]:
+        """Return what was measured beside the operations, as notes."""
+        steps = sorted(each.step_ns for each in self.measured)
+        last = self.measured[-1]
+        unseen = [round(median(c)) for c in zip(*self._phases(), strict=True)]
+        return {
+            "step_time_ns": f"{round(median(steps))}",
+            "step_time_spread": f"{steps[0]} to {steps[-1]} ns in {len(steps)} steps, each from an "
+            "idle GPU to an idle GPU",
+            "host_time_ns": ", ".join(f"{p} {ns}" for p, ns in zip(PHASES, unseen, strict=True)),
+            "requested_peak_nbytes": str(last.requested_peak_nbytes),
+            "allocated_peak_nbytes": str(last.allocated_peak_nbytes),
+            "reserved_peak_nbytes": str(last.reserved_peak_nbytes),
+            "device_times": f"medians of kernel records of {len(self._plain)} steps"
+            + ("" if found.same_kernels else " (marked ones: their kernels differed)")
+            + f"; their sum varied by {found.spread:.2%}; {found.gap_ns} ns between two kernels "
+            "that follow at once count with the first",
+            "host_times": "from one launch to the next in the same steps, scaled to unprofiled "
+            "steps: "
+            + ", ".join(f"{phase} x {scale:.3f}" for phase, scale in found.scales.items())
+            + f"; {found.blocked_ns} ns that the host waited are left out",
+        }
+
+
+def record(step: Callable[[], object], name: str, device: torch.device | None = None) -> Trace:
+    """Run *step* as often as a recording needs, and return its trace."""
+    recorder = Recorder(name, device)
+    while not recorder.done:
+        with recorder.step():
+            step()
+    return recorder.trace()
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Hold the garbage collector off, so that what dies does so at its place; collect after."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+        gc.collect()
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """Return the device as tensors name it: with its number."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

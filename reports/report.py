@@ -18,7 +18,8 @@ class Report(Struct, frozen=True, kw_only=True):
     """What one training step cost, in integer bytes and nanoseconds.
 
     *Scheduled* bytes are activations and their gradients; *device* bytes are everything on the
-    device, with workspaces; *reserved* bytes are what its allocator takes for them. The *step peak*
+    device, with workspaces; *allocated* bytes are the blocks that its allocator gives for them, and
+    *reserved* ones what it takes of the device. The *step peak*
     is the highest of `step_bytes`, the scheduled bytes right after each operation's outputs are
     added (the paper's Fig. 10); the *strict peak* also looks inside recomputations and restores.
 
@@ -42,6 +43,7 @@ class Report(Struct, frozen=True, kw_only=True):
     step_peak_live_tensors: int
     strict_peak_bytes: int
     device_peak_bytes: int
+    allocated_peak_bytes: int
     reserved_peak_bytes: int
     tier_peak_bytes: dict[str, int]
     step_time_ns: int

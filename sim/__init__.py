@@ -3,6 +3,7 @@
 from .allocators import Allocator, ExactBytes
 from .device import Observer
 from .recorder import Recorder
+from .retarget import carry_times, retarget
 from .simulate import play, simulate, simulate_schedule
 
 __all__ = [
@@ -10,7 +11,9 @@ __all__ = [
     "ExactBytes",
     "Observer",
     "Recorder",
+    "carry_times",
     "play",
+    "retarget",
     "simulate",
     "simulate_schedule",
 ]

@@ -25,10 +25,14 @@ class Allocator(Protocol):
     """
 
     @property
-    def allocated_peak_nbytes(self) -> int: ...
+    def allocated_peak_nbytes(self) -> int:
+        """The most that blocks took at once."""
+        ...
 
     @property
-    def reserved_peak_nbytes(self) -> int: ...
+    def reserved_peak_nbytes(self) -> int:
+        """The most that was taken of the device at once."""
+        ...
 
     def allocate(self, block: int, nbytes: int) -> None:
         """Give *nbytes* to a block that has none."""

@@ -4,8 +4,8 @@ Memory is decided by order, so nothing here counts bytes. The compute lane runs 
 clock; SimPy is entered only to wait for a transfer that is not done. Its clock is never behind
 SimPy's, so what it puts into a lane is never in that lane's past.
 
-Operations start when the host has launched them (launches follow one another, the host never
-waits), when the operation before has ended, and when what they wait for is there. Only the last is
+Operations start when the host has launched them (launches follow one another; the host waits only
+for an operation whose result it reads), when the operation before has ended, and when what they wait for is there. Only the last is
 a stall.
 """
 
@@ -88,7 +88,7 @@ class Device:
             facts.rewrites,
         )
         device_ns, host_ns = timing.device_ns, timing.host_ns
-        flights = self._flights
+        flights, waits = self._flights, facts.waits
         now = launched = busy = again = 0
         for position, step in enumerate(instructions):
             before = now
@@ -112,6 +112,8 @@ class Device:
                 busy += ns
                 if observer is not None:
                     observer.launched(op, launched - host_ns[op], launched)
+                if op in waits and type(step) is Run:
+                    launched = now
             elif type(step) is Copy or type(step) is Fetch:
                 self._take_off(step, now)
             elif step.storage in flights:  # Free and Discard are fences

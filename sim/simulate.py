@@ -9,7 +9,7 @@ from ..policies import Decision, Policy, decide
 from ..reports import Report, StallReport
 from ..schedules import Copy, Ledger, Rerun, Run, Schedule, Timing, check
 from ..traces import Trace
-from .allocators import new_allocator, occupy
+from .allocators import Allocator, new_allocator, occupy
 from .device import Device, Observer, Stall
 
 
@@ -62,7 +62,7 @@ def play(
     env = simpy.Environment()
     device = Device(env, trace.facts, Timing(trace, machine), machine.tiers, observer)
     env.run(until=env.process(device.run(schedule.instructions)))
-    return _report(trace, schedule, machine, ledger, device, allocator.reserved_peak_nbytes)
+    return _report(trace, schedule, machine, ledger, device, allocator)
 
 
 def _report(
@@ -71,9 +71,10 @@ def _report(
     machine: Machine,
     ledger: Ledger,
     device: Device,
-    reserved: int,
+    allocator: Allocator,
 ) -> Report:
     names = trace.facts.op_names
+    reserved = allocator.reserved_peak_nbytes
     peak_op = ledger.step_peak_op
     limit = min(schedule.limit_nbytes, machine.device_nbytes)
     short = max(reserved - limit, schedule.short_nbytes)
@@ -100,6 +101,7 @@ def _report(
         step_peak_live_tensors=ledger.step_tensors[peak_op] if names else 0,
         strict_peak_bytes=ledger.strict_peak_nbytes,
         device_peak_bytes=ledger.device_peak_nbytes,
+        allocated_peak_bytes=allocator.allocated_peak_nbytes,
         reserved_peak_bytes=reserved,
         tier_peak_bytes=ledger.tier_peak_nbytes,
         step_time_ns=device.end_ns,

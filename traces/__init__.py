@@ -4,7 +4,7 @@ from .catalog import find_trace, trace_maker, trace_names
 from .collector import without_collector
 from .facts import Facts
 from .file import read_trace, write_trace
-from .model import Algorithm, Kind, Operation, Recompute, Release, Save, Storage, Trace, Value
+from .model import Algorithm, Kind, Operation, Phase, Recompute, Release, Save, Storage, Trace, Value
 from .randomized import random_trace
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Facts",
     "Kind",
     "Operation",
+    "Phase",
     "Recompute",
     "Release",
     "Save",

@@ -27,7 +27,7 @@ class Facts:
     must be there for it, also when it is computed again (an in-place target is one of them), at
     *versions*; *needs*, the same for the original run, with what it updates in passing and what is
     unpacked for it; *fresh*, the storages that it makes, *overwrites*, in place, and *updates*, in
-    passing; *rewrites* are both.
+    passing; *rewrites* are both. *waits* are the operations that the host waits for.
 
     Of a storage: *nbytes*; *scheduled*, whether it counts as the paper's data; *managed*, whether
     policies may give up its device copy, at places from *absent_from* to before *absent_until*;
@@ -78,6 +78,7 @@ class Facts:
         self.inside_nbytes: Final = [
             op.workspace_nbytes + op.transient_nbytes for op in trace.operations
         ]
+        self.waits: Final = frozenset(i for i, op in enumerate(trace.operations) if op.waits)
         made = self._sum_fresh()
         self.fresh_nbytes: Final = made[0]
         self.fresh_scheduled_nbytes: Final = made[1]

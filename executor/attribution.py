@@ -1,0 +1,165 @@
+"""From timelines to times of operations: what each held the GPU, and what it took to launch."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from statistics import median
+from typing import Final, NamedTuple
+
+from .assemble import OperationTimes
+from .phases import PhaseTimes
+from .timeline import Activity, Timeline
+
+QUEUED_NS: Final = 4_000
+"""An activity that was launched this long before the one ahead of it ended was waiting for it
+alone: what lies between the two is the GPU's, not the host's."""
+
+
+class Attribution(NamedTuple):
+    """Times of operations, and how they were come by, for the notes of a trace.
+
+    *gap_ns* is the usual time between two activities that follow at once; *spread* that of the sums
+    of several steps, as a share; *scales* what the profiled host times of each phase were multiplied
+    by; *blocked_ns* what the host waited in a profiled step.
+    """
+
+    times: OperationTimes
+    gap_ns: int
+    spread: float
+    scales: dict[str, float]
+    blocked_ns: int
+    same_kernels: bool
+
+
+def owners(marked: Timeline, number_of: dict[int, int]) -> list[int]:
+    """Return for each activity of a marked step the operation that launched it.
+
+    *number_of* gives the operation by the number of its mark. What a view or an unmarked call
+    launched belongs to the operation before it.
+    """
+    starts = [begin for _, begin, _ in marked.marks]
+    found = []
+    last = 0
+    for activity in marked.activities:
+        i = bisect_right(starts, activity.launch_ns) - 1
+        if i >= 0 and activity.launch_ns <= marked.marks[i][2]:
+            last = number_of.get(marked.marks[i][0], last)
+        found.append(last)
+    return found
+
+
+def attribute(
+    marked: Timeline,
+    plain: Sequence[Timeline],
+    number_of: dict[int, int],
+    phases: Sequence[str],
+    unseen: PhaseTimes,
+) -> Attribution:
+    """Return the times of the operations, each with its phase in *phases*.
+
+    *marked* is a step in which each dispatch was marked; it tells which activity is whose. *plain*
+    are steps without any of our modes, of which medians are taken. *unseen* are the host's times
+    in steps without a profiler: the profiled ones are scaled to them, phase by phase, unless the
+    host was made to wait there.
+    """
+    owner = owners(marked, number_of)
+    names = [activity.name for activity in marked.activities]
+    alike = [t for t in plain if [activity.name for activity in t.activities] == names]
+    steps = alike or [marked]
+    count = len(phases)
+    gap_ns = _usual_gap(steps)
+    sums = [_device_ns(step, owner, count, gap_ns) for step in steps]
+    device = [round(median(column)) for column in zip(*sums, strict=True)]
+    totals = [sum(each) for each in sums]
+    hosts, blocked = zip(*(_host_ns(step, owner, count) for step in steps), strict=True)
+    host = [median(column) for column in zip(*hosts, strict=True)]
+    waited = {
+        phase: median(sum(ns for i, ns in each.items() if phases[i] == phase) for each in blocked)
+        for phase in PHASES
+    }
+    scales = _scales(host, waited, phases, unseen)
+    return Attribution(
+        OperationTimes(device, [round(ns * scales[phases[i]]) for i, ns in enumerate(host)]),
+        gap_ns,
+        (max(totals) - min(totals)) / max(median(totals), 1),
+        scales,
+        round(sum(waited.values())),
+        bool(alike),
+    )
+
+
+PHASES: Final = ("forward", "backward", "optimizer")
+
+
+def _usual_gap(steps: Sequence[Timeline]) -> int:
+    gaps = [
+        after.start_ns - before.end_ns
+        for step in steps
+        for before, after in _neighbours(step)
+        if _queued(before, after)
+    ]
+    return max(0, round(median(gaps))) if gaps else 0
+
+
+def _neighbours(step: Timeline) -> list[tuple[Activity, Activity]]:
+    return list(zip(step.activities, step.activities[1:], strict=False))
+
+
+def _queued(before: Activity, after: Activity) -> bool:
+    return after.stream == before.stream and after.launched_ns + QUEUED_NS < before.end_ns
+
+
+def _device_ns(step: Timeline, owner: list[int], count: int, gap_ns: int) -> list[int]:
+    """Add up for each operation what its activities held the GPU.
+
+    An activity holds it until the next one begins, if that was waiting for it: a gap counts, and an
+    overlap counts once. Otherwise it is taken to leave the usual gap.
+    """
+    held = [0] * count
+    activities = step.activities
+    for k, activity in enumerate(activities):
+        ns = activity.ns + gap_ns
+        if k + 1 < len(activities) and _queued(activity, activities[k + 1]):
+            ns = max(0, min(activities[k + 1].start_ns - activity.start_ns, ns + gap_ns))
+        held[owner[k]] += ns
+    return held
+
+
+def _host_ns(step: Timeline, owner: list[int], count: int) -> tuple[list[int], dict[int, int]]:
+    """Return what the host took from one operation's last launch to the next one's, without the
+    time that it was blocked, and that time by operation."""
+    spent = [0] * count
+    blocked: dict[int, int] = {}
+    if not step.activities:
+        return spent, blocked
+    calls = sorted(a.launched_ns - a.launch_ns for a in step.activities)
+    usual = calls[len(calls) // 2]
+    wait_starts = [wait.start_ns for wait in step.waits]
+    before = step.activities[0].launch_ns
+    for k, activity in enumerate(step.activities):
+        ns = activity.launched_ns - before
+        long = activity.launched_ns - activity.launch_ns
+        lost = long - usual if long > 20 * usual else 0  # the queue of launches was full
+        for i in range(bisect_right(wait_starts, before), len(step.waits)):
+            if step.waits[i].start_ns >= activity.launch_ns:
+                break
+            lost += step.waits[i].ns
+        if lost:
+            blocked[owner[k]] = blocked.get(owner[k], 0) + lost
+        spent[owner[k]] += max(0, ns - lost)
+        before = max(before, activity.launched_ns)
+    return spent, blocked
+
+
+def _scales(
+    host: list[float], waited: dict[str, float], phases: Sequence[str], unseen: PhaseTimes
+) -> dict[str, float]:
+    """Return for each phase the ratio of unprofiled to profiled host time.
+
+    A phase in which the host waited tells nothing about its speed: it gets the others' ratio.
+    """
+    there = dict(zip(PHASES, unseen, strict=True))
+    spent = {phase: sum(ns for i, ns in enumerate(host) if phases[i] == phase) for phase in PHASES}
+    free = [p for p in PHASES if spent[p] > 0 and waited[p] <= 0.02 * spent[p]]
+    both = sum(spent[p] for p in free)
+    usual = sum(there[p] for p in free) / both if both else 1.0
+    return {p: there[p] / spent[p] if p in free else usual for p in PHASES}

@@ -1,0 +1,43 @@
+"""Where a recording comes from: what a reader must know to make it again or to doubt it."""
+
+import datetime
+import os
+import platform
+import shutil
+import subprocess
+
+import torch
+
+
+def provenance(device: torch.device) -> dict[str, str]:
+    """Return what was there when a recording was made on *device*, as notes of a trace."""
+    notes = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+    if device.type != "cuda":
+        return notes
+    properties = torch.cuda.get_device_properties(device)
+    setting = os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF")
+    cudnn = torch.backends.cudnn
+    return notes | {
+        "gpu": f"{properties.name}, {properties.total_memory} bytes",
+        "driver": _driver(),
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(cudnn.version()),
+        "cudnn_settings": f"benchmark={cudnn.benchmark}, deterministic={cudnn.deterministic}",
+        "tf32": f"convolutions={cudnn.allow_tf32}, "
+        f"matrix products={torch.backends.cuda.matmul.allow_tf32}",
+        "allocator": f"{torch.cuda.get_allocator_backend()}, settings: {setting or 'default'}",
+    }
+
+
+def _driver() -> str:
+    """Return the version of the GPU's driver: torch does not know it, its tool does."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "unknown"
+    asked = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return found.stdout.split("\n")[0].strip() or "unknown"

@@ -1,0 +1,114 @@
+"""The profiler's timeline of one step: what ran on the GPU, when the host launched it.
+
+Read from the Chrome trace that torch.profiler writes: its events are documented, the profiler's own
+classes are not.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Activity(NamedTuple):
+    """A kernel, a copy or a fill on the GPU, and the call by which the host launched it, in ns."""
+
+    name: str
+    stream: int
+    start_ns: int
+    ns: int
+    launch_ns: int
+    launched_ns: int
+
+    @property
+    def end_ns(self) -> int:
+        """When it ended."""
+        return self.start_ns + self.ns
+
+
+class Wait(NamedTuple):
+    """A call in which the host waited for the GPU, in ns."""
+
+    start_ns: int
+    ns: int
+
+
+class Timeline(NamedTuple):
+    """One step: activities in the order of their launches, waits, and marked stretches."""
+
+    activities: list[Activity]
+    waits: list[Wait]
+    marks: list[tuple[int, int, int]]  # of operations: number, begin and end in ns
+
+
+_WAITS: Final = ("Synchronize", "cudaMemcpy")
+_MARK: Final = "superneurons:"
+
+
+class Marks(TorchDispatchMode):
+    """Marks each dispatched operation in the profile with its number, in the order of the log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        number, self.count = self.count, self.count + 1
+        with record_function(f"{_MARK}{number}"):
+            return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def profiled(found: list[Timeline], *, host: bool) -> Iterator[None]:
+    """Append the timeline of what runs inside the block to *found*; with marks if *host*."""
+    activities = [ProfilerActivity.CUDA, *([ProfilerActivity.CPU] if host else [])]
+    with profile(activities=activities, acc_events=True) as profiler:
+        yield
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "step.json"
+        profiler.export_chrome_trace(str(path))
+        found.append(read_timeline(json.loads(path.read_bytes())))
+
+
+def read_timeline(trace: dict[str, Any]) -> Timeline:
+    """Return what a Chrome trace says of one step."""
+    launches: dict[int, tuple[int, int]] = {}
+    running: list[dict[str, Any]] = []
+    waits: list[Wait] = []
+    marks: list[tuple[int, int, int]] = []
+    for event in trace["traceEvents"]:
+        category = event.get("cat")
+        if category in ("cuda_runtime", "cuda_driver"):
+            start, ns = _ns(event["ts"]), _ns(event["dur"])
+            launches.setdefault(event["args"].get("correlation", -1), (start, start + ns))
+            name = event["name"]
+            if _WAITS[0] in name or name == _WAITS[1]:
+                waits.append(Wait(start, ns))
+        elif category in ("kernel", "gpu_memcpy", "gpu_memset"):
+            running.append(event)
+        elif category == "user_annotation" and event["name"].startswith(_MARK):
+            number = int(event["name"].removeprefix(_MARK))
+            marks.append((number, _ns(event["ts"]), _ns(event["ts"]) + _ns(event["dur"])))
+    activities = []
+    for event in running:
+        launch = launches.get(event["args"].get("correlation", -2))
+        start = _ns(event["ts"])
+        begin, end = launch or (start, start)
+        activities.append(
+            Activity(event["name"], event["args"]["stream"], start, _ns(event["dur"]), begin, end)
+        )
+    activities.sort(key=lambda each: (each.launch_ns, each.start_ns))
+    return Timeline(activities, sorted(waits), sorted(marks))
+
+
+def _ns(microseconds: float) -> int:
+    return round(microseconds * 1000)
