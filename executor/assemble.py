@@ -386,13 +386,18 @@ class _Assembly:
         return self._end if kept.freed < 0 else min(kept.freed - self._step.start, self._end)
 
     def _overwritten_by(self, stored: _Stored, version: int) -> int:
-        """Return the place after which a version of a storage is gone."""
-        writers = [
-            i
-            for i, op in enumerate(self._step.operations)
-            if any(self._of[life.number] is stored for life in (*op.overwrites, *op.updates))
-        ]
+        """Return the operation that overwrites a version of a storage; past the end if none."""
+        writers = self._writers.get(id(stored), ())
         return writers[version] if version < len(writers) else self._end + 1
+
+    @cached_property
+    def _writers(self) -> dict[int, list[int]]:
+        """For each storage, by identity, the operations that write over it, in order."""
+        writers: dict[int, list[int]] = {}
+        for i, op in enumerate(self._step.operations):
+            for life in (*op.overwrites, *op.updates):
+                writers.setdefault(id(self._of[life.number]), []).append(i)
+        return writers
 
 
 WORKSPACE_KINDS: Final = frozenset({"conv", "matmul", "attention", "rnn"})

@@ -107,6 +107,14 @@ class Log(TorchDispatchMode):
         """Return the present place: how many operations have been logged."""
         return len(self.operations)
 
+    def here(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor is on the device whose bytes are recorded."""
+        return tensor.device == self.device
+
+    def describe(self, func: Overload) -> Operator:
+        """Return what is known of an operator."""
+        return operator(func)
+
     def poll(self) -> None:
         """Note for each saved storage whether the program has let go of it by this place."""
         still = []
@@ -125,10 +133,10 @@ class Log(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self.quiet:
+        if self.quiet or func.namespace == "prim":  # asking a fake tensor for its device is one
             return func(*args, **kwargs)
         self.poll()
-        what = operator(func)
+        what = self.describe(func)
         logged = Logged(what)
         logged.dispatch = self.dispatched
         self.dispatched += 1
@@ -169,10 +177,12 @@ class Log(TorchDispatchMode):
         """Note what the operation reads and writes; return whether it writes anything here."""
         what, writes = logged.operator, False
         training = bool(what.passing) and _trains(args, kwargs)
-        for key, tensor in _tensors(args, kwargs):
-            if tensor.device != self.device:
+        for key, tensor in tensors_of(args, kwargs):
+            if not self.here(tensor):
                 continue
             self._refuse_unsupported(tensor, what)
+            if what.name == "lift_fresh" and self.book.find(tensor) is None:
+                continue  # torch.tensor(...): it is made here
             life = self.book.find(tensor) or self.book.enter(tensor, -1)
             if what.shapes_only:
                 continue
@@ -199,7 +209,7 @@ class Log(TorchDispatchMode):
         total = 0
         place = len(self.operations)
         for tensor in _each(result):
-            if tensor.device != self.device:
+            if not self.here(tensor):
                 continue
             self._refuse_unsupported(tensor, logged.operator)
             if self.book.find(tensor) is None:
@@ -270,7 +280,7 @@ def extent(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.storage_offset() * item, span * item
 
 
-def _tensors(
+def tensors_of(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[int | str, torch.Tensor]]:
     """Yield the tensors among the arguments, those in lists too, with position or name."""

@@ -16,7 +16,7 @@ def known(modules: Modules, log: Log) -> dict[int, Known]:
     found: dict[int, Known] = {}
 
     def see(name: str, tensor: torch.Tensor | None, kind: Kind) -> None:
-        if tensor is not None and tensor.device == log.device:
+        if tensor is not None and log.here(tensor):
             life = log.book.find(tensor)
             if life is not None:
                 found.setdefault(life.number, Known(name, kind))

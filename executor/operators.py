@@ -62,16 +62,37 @@ class Operator:
         self.random: bool = torch.Tag.nondeterministic_seeded in overload.tags
         self.opaque: bool = overload.namespace not in OUR_NAMESPACES or self.name in WAITS
         self.waits: bool = self.name in WAITS
-        self.flops: Callable[..., int] | None = flop_registry.get(packet)
+        self.flops: Callable[..., int] | None = _FLOPS.get(self.name) or flop_registry.get(packet)
 
 
 @cache
-def operator(overload: Overload) -> Operator:
-    """Return what is known of an operator."""
-    return Operator(overload)
+def operator(overload: Overload, name: str = "") -> Operator:
+    """Return what is known of an operator; by another *name*, if it stands for another one."""
+    found = Operator(overload)
+    found.name = name or found.name
+    return found
 
 
-OUR_NAMESPACES: Final = frozenset({"aten", "prims"})
+def _recurrent_flops(input: Any, *rest: Any, **_: Any) -> int:
+    """Return the flops of a recurrent network: each weight is used for each element of the batch."""
+    weights = next(each for each in rest if isinstance(each, list | tuple) and each[0].dim() == 2)
+    steps = input.numel() // input.shape[-1]
+    return 2 * steps * sum(weight.numel() for weight in weights if weight.dim() == 2)
+
+
+def _recurrent_backward_flops(first: Any, *rest: Any, **_: Any) -> int:
+    given = rest[0] if isinstance(rest[0], torch.Tensor) else first
+    return 2 * _recurrent_flops(given, *rest)
+
+
+_FLOPS: Final[dict[str, Callable[..., int]]] = {
+    "_cudnn_rnn": _recurrent_flops,
+    "rnn": _recurrent_flops,
+    "_cudnn_rnn_backward": _recurrent_backward_flops,
+    "rnn_backward": _recurrent_backward_flops,
+}
+
+OUR_NAMESPACES: Final = frozenset({"aten", "prims", "superneurons"})
 """Operators of other libraries are opaque: whether they repeat exactly is not known."""
 
 RUNNING_STATISTICS: Final = frozenset({"running_mean", "running_var"})
@@ -122,7 +143,7 @@ _KINDS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("empty", tuple(EMPTY)),
     ("attention", ("attention",)),
     ("conv", ("convolution", "conv_depthwise", "slow_conv")),
-    ("rnn", ("cudnn_rnn", "miopen_rnn", "mkldnn_rnn", "lstm_cell", "gru_cell")),
+    ("rnn", ("rnn", "rnn_backward", "cudnn_rnn", "miopen_rnn", "mkldnn_rnn", "lstm_cell", "gru_cell")),
     ("matmul", ("addmm", "baddbmm", "bmm", "mm", "addmv", "mv", "dot", "_scaled_mm", "linear")),
     ("embedding", ("embedding",)),
     ("norm", ("batch_norm", "layer_norm", "group_norm", "rms_norm", "local_response_norm")),
@@ -143,7 +164,7 @@ _KINDS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("fill", ("zeros", "ones", "full", "fill", "zero", "arange", "scalar_tensor", "ones_like")),
     ("wait", tuple(WAITS)),
 )
-_WHOLE: Final = frozenset({"mm", "mv", "dot", "cat", "stack", "copy_", "clone"})
+_WHOLE: Final = frozenset({"rnn", "rnn_backward", "mm", "mv", "dot", "cat", "stack", "copy_", "clone"})
 _ARITHMETIC: Final = ("add", "mul", "sub", "div", "rsub", "neg", "addcmul", "addcdiv", "lerp")
 
 

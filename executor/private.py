@@ -6,6 +6,10 @@
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException as DataDependentOutputException,
+)
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 
 
 def sequence_number() -> int:

@@ -62,14 +62,16 @@ class Recorder:
     raises goes through; the recording is then over. All steps must do the same.
     """
 
-    def __init__(self, name: str, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, name: str, device: torch.device | str | None = None, log: Log | None = None
+    ) -> None:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.name: Final = name
         self.device: Final = _numbered(torch.device(device))
         cuda = self.device.type == "cuda"
         self.measured: list[Measured] = []
-        self._log = Log(self.device, CudaMeter(self.device) if cuda else None)
+        self._log = log or Log(self.device, CudaMeter(self.device) if cuda else None)
         self._modules = Modules(self._log)
         self._marked: list[Timeline] = []
         self._plain: list[Timeline] = []

@@ -62,6 +62,7 @@ class Saves(torch.autograd.graph.saved_tensors_hooks):
     def __init__(self, log: Log) -> None:
         self.kept: list[Kept] = []
         self._log = log
+        self._start = log.place()  # what was there before is the program's
         self._watches: dict[int, weakref.ref[_Handle]] = {}
         super().__init__(self._pack, self._unpack)
 
@@ -72,12 +73,12 @@ class Saves(torch.autograd.graph.saved_tensors_hooks):
             handle = _Handle(tensor.detach(), None)
         finally:
             log.quiet = False
-        if tensor.device == log.device:
+        if log.here(tensor):
             life = log.book.find(tensor) or log.book.enter(tensor, -1)
             handle.kept = kept = Kept(life, log.place(), *extent(tensor))
             self.kept.append(kept)
             self._watch(handle, kept)
-            if life.keeps == 0 and life.released < 0:
+            if life.keeps == 0 and life.released < 0 and life.born >= self._start:
                 log.unreleased.append(life)
             life.keeps += 1
         return handle

@@ -89,6 +89,10 @@ def _prove_known(snapshot: Snapshot) -> None:
         raise InvalidInput(f"{snapshot.path}: has the streams {listed}; the model knows one")
     if any(each.pool != (0, 0) for each in both):
         raise InvalidInput(f"{snapshot.path}: has private pools, which the model does not know")
+    if any(each.nbytes <= 0 for each in both):
+        raise InvalidInput(
+            f"{snapshot.path}: has events or segments of no bytes, as torch has none"
+        )
 
 
 class _DifferenceError(Exception):
@@ -102,9 +106,9 @@ class _Log:
         self.pending: deque[Event] = deque()
         self._refused = False
 
-    def segment(self, nbytes: int) -> int | None:
-        """Return the address of the log's next segment; None if memory is given back first."""
-        return None if self._refuses() else self._next("segment_alloc", nbytes).address
+    def segment(self, nbytes: int) -> int:
+        """Return the address of the log's next segment."""
+        return self._next("segment_alloc", nbytes).address
 
     def range(self, nbytes: int) -> int:
         """Return where the log maps next: a new range is mapped from its start."""
@@ -113,8 +117,15 @@ class _Log:
         raise _DifferenceError("the model opens a new range of addresses, the log does nothing")
 
     def map(self, address: int, nbytes: int) -> bool:
-        """Take the log's next mapping; false if memory is given back first."""
-        return not self._refuses() and bool(self._next("segment_map", nbytes, address))
+        """Take the log's next mapping; false, once, if the log gives memory back before it.
+
+        A request may map several parts, and run out of memory after the first.
+        """
+        if self.gives_back and not self._refused:
+            self._refused = True
+            return False
+        self._next("segment_map", nbytes, address)
+        return True
 
     def release(self, address: int, nbytes: int) -> None:
         """Take what the log gives back next."""
@@ -126,13 +137,6 @@ class _Log:
     def gives_back(self) -> bool:
         """Whether the log's next event gives memory back."""
         return bool(self.pending) and self.pending[0].action in _GIVES
-
-    def _refuses(self) -> bool:
-        """Refuse a request once where the log gives memory back first: then the model must, too."""
-        if self.gives_back and self._refused:
-            raise _DifferenceError(f"the log does a {_told(self.pending[0])}, the model does not")
-        self._refused = self.gives_back
-        return self._refused
 
     def _next(self, action: str, nbytes: int, address: int | None = None) -> Event:
         model = f"a {action} of {format_bytes(nbytes)}"

@@ -22,7 +22,9 @@ def retarget(trace: Trace, measured_on: Machine, target: Machine) -> Trace:
     InvalidInput for a trace without measured times.
     """
     if trace.times != "measured":
-        raise InvalidInput(f"trace {trace.name!r} has no measured times to scale to another machine")
+        raise InvalidInput(
+            f"trace {trace.name!r} has no measured times to scale to another machine"
+        )
 
     def ratio(i: int, op: Operation) -> float:
         there = measured_on.roofline_ns(op.flops, op.moved_nbytes)

@@ -4,7 +4,9 @@ Every event is undone, last first. Free blocks side by side are always one, so w
 use tells all there is to know, but for one thing: a block that is freed in the log without having
 been allocated in it is only known by the bytes that were asked for. What was left of the free block
 it came from may be its own, up to 1 MiB of it in the large pool. A free block there is larger than
-that, so a smaller gap behind such a block belongs to it; of a larger one none is taken to.
+that, so a smaller gap behind such a block belongs to it; of a larger one none is taken to. And an
+expandable segment is taken to begin where it is mapped first: what had been unmapped below is not
+known.
 """
 
 from bisect import bisect_left
@@ -110,27 +112,19 @@ def _segments_before(snapshot: Snapshot) -> list[_Span]:
 
 
 def _pages_before(snapshot: Snapshot) -> list[_Span]:
-    pool_of = {
+    pages = {
         each.address + i: each.small
         for each in snapshot.segments
         for i in range(0, each.nbytes, _PAGE_NBYTES)
     }
-    known = sorted(pool_of)
-    pages = dict(pool_of)
+    hints = _pool_hints(snapshot, pages)
     for i in range(len(snapshot.events) - 1, -1, -1):
         event = snapshot.events[i]
-        if event.action not in ("segment_map", "segment_unmap"):
-            continue
         part = range(event.address, event.address + event.nbytes, _PAGE_NBYTES)
-        if event.action == "segment_map":
-            if any(pages.pop(page, None) is None for page in part):
-                _fault_missing(snapshot, i)
-        elif known:  # of the pool whose memory is nearest: the two ranges are far apart
-            nearest = known[max(bisect_left(known, event.address) - 1, 0) :][:2]
-            near = min(nearest, key=lambda page: abs(page - event.address))
-            pages.update(dict.fromkeys(part, pool_of[near]))
-        else:
-            pages.update(dict.fromkeys(part, event.nbytes % LARGE_SEGMENT_NBYTES != 0))
+        if event.action == "segment_unmap":
+            pages.update(dict.fromkeys(part, _nearest(hints, event.address)))
+        elif event.action == "segment_map" and any(pages.pop(page, None) is None for page in part):
+            _fault_missing(snapshot, i)
     spans: list[_Span] = []
     for page, small in sorted(pages.items()):
         last = spans[-1] if spans else None
@@ -139,6 +133,24 @@ def _pages_before(snapshot: Snapshot) -> list[_Span]:
         else:
             spans.append(_Span(page, _PAGE_NBYTES, small))
     return spans
+
+
+def _pool_hints(snapshot: Snapshot, pages: dict[int, bool]) -> list[tuple[int, bool]]:
+    """Return addresses of which the pool is known (small?): an unmapping does not tell its own."""
+    hints = dict(pages)
+    for event in snapshot.events:
+        if event.action in ("alloc", "free_completed"):
+            hints[event.address] = event.nbytes <= SMALL_NBYTES
+        elif event.action in ("segment_map", "segment_unmap"):
+            hints.setdefault(event.address, event.nbytes % LARGE_SEGMENT_NBYTES != 0)
+    return sorted(hints.items())
+
+
+def _nearest(hints: list[tuple[int, bool]], address: int) -> bool:
+    """Return what the nearest hint says: the ranges of the two pools are far apart."""
+    i = bisect_left(hints, (address, False))
+    near = hints[max(i - 1, 0) : i + 1]
+    return min(near, key=lambda hint: abs(hint[0] - address))[1]
 
 
 def _pieces(snapshot: Snapshot, span: _Span, used: list[_Used], slack: bool) -> list[Piece]:
@@ -156,10 +168,10 @@ def _pieces(snapshot: Snapshot, span: _Span, used: list[_Used], slack: bool) -> 
         at = block.address + block.nbytes
         if slack and not block.sure and 0 < following.address - at <= SMALL_NBYTES:
             at = following.address
-        if at > following.address:
+        if at > following.address or (block.nbytes <= SMALL_NBYTES) != span.small:
             raise InvalidInput(
-                f"{snapshot.path}: the block at {block.address:#x} reaches beyond "
-                f"{following.address:#x}, where another one or the segment's end is"
+                f"{snapshot.path}: the block of {block.nbytes} bytes at {block.address:#x} cannot "
+                f"be in its segment, which goes from {span.address:#x} to {end:#x}"
             )
         pieces.append(Piece(block.address, at - block.address, block.address))
     if at < end:

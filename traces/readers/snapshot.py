@@ -38,8 +38,7 @@ def snapshot_trace(path: Path | str, device: int | None = None) -> Trace:
         stays = address not in freed
         kind: Literal["parameter", "activation"] = "parameter" if stays else "activation"
         storages.append(Storage(name=name, kind=kind, nbytes=asked[address], alive_at_start=stays))
-    older = set(names.values())
-    held = dict(names)
+    held, older = dict(names), set(names.values())
     ooms = 0
     for i, event in enumerate(snapshot.events):
         if event.action == "alloc":
@@ -76,13 +75,13 @@ def snapshot_trace(path: Path | str, device: int | None = None) -> Trace:
     )
 
 
-def _first_frees(events: tuple[Event, ...], names: Mapping[int, str]) -> list[int]:
+def _first_frees(events: tuple[Event, ...], names: Mapping[int, str]) -> dict[int, None]:
     """Return the addresses of the blocks older than the window that are freed in it, in order."""
     seen: dict[int, bool] = {}
     for event in events:
         if event.action in ("alloc", "free_requested", "free_completed"):
             seen.setdefault(event.address, event.action != "alloc")
-    return [address for address, first in seen.items() if first and address in names]
+    return {address: None for address, first in seen.items() if first and address in names}
 
 
 def _operation(name: str, *writes: str, module: str = "") -> Operation:

@@ -184,8 +184,9 @@ def _unpickle(path: Path) -> object:
             "only plain containers, texts and numbers are read"
         ) from None
     except _BROKEN as error:
+        reason = " ".join(str(error).split())
         raise InvalidInput(
-            f"{path}: cannot be read as a memory snapshot: it is cut off or no pickle: {error}"
+            f"{path}: cannot be read as a memory snapshot: it is cut off or no pickle: {reason}"
         ) from None
 
 
