@@ -1,12 +1,13 @@
 """The command line: thin. It finds things by name, asks for a report, and prints it."""
 
+import importlib.util
 import inspect
 from typing import Any
 
 import click
 
 from . import __version__
-from .errors import IllegalSchedule, InvalidInput, PolicyFailed, SuperneuronsError
+from .errors import IllegalSchedule, InvalidInput, MissingExtra, PolicyFailed, SuperneuronsError
 
 
 class _Commands(click.Group):
@@ -66,7 +67,7 @@ def simulate(
     from .policies import decide, find_policy
     from .reports import Timeline, print_table, write_timeline
     from .schedules import write_schedule
-    from .sim import Recorder, play
+    from .sim import Recorder, play, retarget
     from .traces import find_trace
 
     names = [name for text in policies for name in parse_calls(text)]
@@ -76,6 +77,8 @@ def simulate(
     on = find_machine(machine)
     limit = None if budget is None else parse_bytes(budget)
     step = find_trace(trace)
+    if step.machine and step.machine != on.name.partition(":")[0]:
+        step = retarget(step, find_machine(step.machine), on)
     reports = []
     timelines: list[tuple[str, Timeline]] = []
     for policy in asked:
@@ -130,10 +133,10 @@ def check(trace: str, file: str) -> None:
 @click.argument("trace", required=False)
 def traces(trace: str | None) -> None:
     """List the built-in traces, explain one by its name, or say what is in TRACE."""
-    from .traces import find_trace, trace_maker, trace_names
+    from .traces import find_trace, shipped, trace_maker, trace_names
 
     if trace is None:
-        _list({name: trace_maker(name) for name in trace_names()})
+        _list({name: trace_maker(name) for name in trace_names()} | shipped())
     elif trace in trace_names():
         _explain(trace, trace_maker(trace))
     else:
@@ -169,6 +172,51 @@ def convert(foreign: str, trace: str) -> None:
         f"{foreign}: {found.title}. {len(step.operations)} operations, {len(step.storages)} "
         f"storages, written to {trace}." + (f" It lacks: {lacks}." if lacks else "")
     )
+
+
+@main.command()
+@click.argument("function", metavar="MODULE:FUNCTION")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False),
+    help="The trace to write: step.json.gz",
+)
+@click.option("--name", help="The trace's name; the function's unless given.")
+@click.option(
+    "--estimate", "guess", is_flag=True, help="Use no GPU, even if there is one, and no memory."
+)
+def record(function: str, output: str, name: str | None, guess: bool) -> None:
+    """Record one training step of a PyTorch model: MODULE:FUNCTION or FILE.py:FUNCTION.
+
+    The function builds model, inputs, loss and optimizer, on torch's default device, and returns a
+    function without arguments that runs one whole training step. Parameters may follow:
+    superneurons.zoo:resnet50:batch=64. Without a GPU the step is estimated.
+    """
+    from .notation import format_bytes
+    from .traces import SUFFIXES, write_trace
+
+    if not output.endswith(SUFFIXES):
+        raise InvalidInput(f"{output}: a trace file ends in {', '.join(SUFFIXES)}")
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtra(
+            "recording needs PyTorch: pip install 'superneurons[torch]', or a build of it from "
+            "pytorch.org"
+        )
+    from .executor import record_function
+
+    trace, estimated = record_function(function, name, guess=guess)
+    write_trace(trace, output)
+    facts = trace.facts
+    held = sum(n for n, there in zip(facts.nbytes, facts.alive_at_start, strict=True) if there)
+    what = "estimated" if estimated else "recorded"
+    click.echo(
+        f"{output}: {what} {trace.name}, {facts.op_count} operations, {len(trace.saves)} saves, "
+        f"{format_bytes(held)} there at the start; times: {trace.times}"
+    )
+    if estimated:
+        click.echo("An estimate: no GPU was asked, so times and workspaces are not measured.")
 
 
 @main.command()
@@ -212,7 +260,8 @@ def machines(name: str | None) -> None:
 def _list(makers: dict[str, Any]) -> None:
     width = max(map(len, makers))
     for name, maker in makers.items():
-        text = str(maker) if isinstance(maker, PolicyFailed) else inspect.getdoc(maker) or ""
+        told = isinstance(maker, PolicyFailed | str)
+        text = str(maker) if told else inspect.getdoc(maker) or ""
         click.echo(f"{name:{width}}  {text.partition(chr(10))[0]}")
 
 

@@ -295,6 +295,7 @@ class _Assembly:
                     workspace_nbytes=inside if works else 0,
                     transient_nbytes=0 if works else inside,
                     flops=op.flops,
+                    precision=op.precision,
                     moved_nbytes=0 if op.operator.kind == "empty" else op.moved_nbytes,
                     recompute=("opaque" if i in unfilled else _recompute(op)),
                     waits=op.waits,

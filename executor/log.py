@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import Unsupported
+from ..traces import Precision
 from .operators import Operator, Overload, draws, operator
 from .private import in_backward, running_node, sequence_number
 from .storages import Book, Life
@@ -51,6 +52,7 @@ class Logged:
         "node",
         "operator",
         "overwrites",
+        "precision",
         "random",
         "reads",
         "sum_of",
@@ -71,6 +73,7 @@ class Logged:
         self.waits = False
         self.random = False
         self.flops = 0
+        self.precision: Precision = "fp32"
         self.moved_nbytes = 0
         self.inside_nbytes = 0
         self.sum_of: Life | None = None
@@ -158,6 +161,7 @@ class Log(TorchDispatchMode):
         logged.moved_nbytes += sum(touched.values())
         if what.flops is not None:
             logged.flops = int(what.flops(*args, **kwargs, out_val=result))
+            logged.precision = precision_of(what, args)
         if what.name == "add" and logged.backward and not torch.is_grad_enabled():
             self._mark_sum(logged, args, result)
         for life in logged.overwrites:
@@ -278,6 +282,18 @@ def extent(tensor: torch.Tensor) -> tuple[int, int]:
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
     return tensor.storage_offset() * item, span * item
+
+
+def precision_of(what: Operator, args: tuple[Any, ...]) -> Precision:
+    """Return which units do an operation's arithmetic: by its first tensor and torch's settings."""
+    dtype = next((tensor.dtype for _, tensor in tensors_of(args, {})), torch.float32)
+    if dtype in (torch.float16, torch.bfloat16):
+        return "half"
+    if dtype != torch.float32:
+        return "fp32"
+    through_cudnn = what.kind in ("conv", "rnn")
+    settings = torch.backends.cudnn if through_cudnn else torch.backends.cuda.matmul
+    return "tf32" if settings.allow_tf32 else "fp32"
 
 
 def tensors_of(

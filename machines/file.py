@@ -7,7 +7,7 @@
       device_memory: {value: 12GiB, source: where this is from}
       ...
 
-Required are the figures in `REQUIRED`. A tier is described by the four figures `TIER_memory`,
+Required are the figures in `REQUIRED`; those in `OPTIONAL` may be there. A tier is described by the four figures `TIER_memory`,
 `device_to_TIER`, `TIER_to_device` and `TIER_latency`, and may have `TIER_duplex`; every machine has
 the tier `host`. The command line may override any figure: `k40c:host_to_device=12GB/s`.
 """
@@ -32,6 +32,7 @@ REQUIRED: Final = {
     "launch_time": "ns",
     "allocator": "",
 }
+OPTIONAL: Final = {"tf32_rate": "flop per second", "half_rate": "flop per second", "gpu": ""}
 TIER: Final = {
     "{}_memory": "bytes",
     "device_to_{}": "bytes per second",
@@ -109,7 +110,8 @@ class _Reader:
 
     def machine(self) -> Machine:
         tiers = self._tier_names()
-        known = {key.format(tier) for tier in tiers for key in (*TIER, "{}_duplex")} | set(REQUIRED)
+        known = {key.format(tier) for tier in tiers for key in (*TIER, "{}_duplex")}
+        known |= {*REQUIRED, *OPTIONAL}
         for key in self._figures:
             if key not in known:
                 raise InvalidMachine(
@@ -122,6 +124,12 @@ class _Reader:
             device_nbytes=self._positive("device_memory", "bytes"),
             flops_per_s=self._positive("compute_rate", "flop per second"),
             bytes_per_s=self._positive("memory_rate", "bytes per second"),
+            tensor_flops_per_s={
+                precision: self._positive(f"{precision}_rate", "flop per second")
+                for precision in ("tf32", "half")
+                if f"{precision}_rate" in self._figures
+            },
+            gpu=self._text("gpu", ""),
             launch_ns=self._quantity("launch_time", "ns"),
             tiers=tuple(self._tier(tier) for tier in tiers),
             allocator=self._text("allocator"),

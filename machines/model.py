@@ -41,7 +41,9 @@ class Machine(Struct, frozen=True, kw_only=True):
     """A device, its rates and its tiers.
 
     *flops_per_s* and *bytes_per_s* are the device's arithmetic and memory rate, for operations
-    without a measured time; *launch_ns* what the host takes to issue one operation. *written*
+    without a measured time, and *tensor_flops_per_s* the rates of its tensor cores by precision,
+    where it has any; *gpu* is the name by which its driver knows it ("" if that is not stated);
+    *launch_ns* what the host takes to issue one operation. *written*
     and *sources* give each figure, by its name in the machine file, as written there and where it
     comes from.
     """
@@ -51,6 +53,8 @@ class Machine(Struct, frozen=True, kw_only=True):
     device_nbytes: int
     flops_per_s: int
     bytes_per_s: int
+    tensor_flops_per_s: Mapping[str, int]
+    gpu: str
     launch_ns: int
     tiers: tuple[Tier, ...]
     allocator: str
@@ -66,8 +70,12 @@ class Machine(Struct, frozen=True, kw_only=True):
         """The bytes that each tier holds."""
         return {tier.name: tier.nbytes for tier in self.tiers}
 
-    def roofline_ns(self, flops: int, moved_nbytes: int) -> int:
-        """Return the time of an operation: the longer of its arithmetic and its memory traffic."""
-        arithmetic = -(-flops * 10**9 // self.flops_per_s)
+    def roofline_ns(self, flops: int, moved_nbytes: int, precision: str = "fp32") -> int:
+        """Return the time of an operation: the longer of its arithmetic and its memory traffic.
+
+        A device without tensor cores for *precision* ("tf32", "half") does it at its usual rate.
+        """
+        rate = self.tensor_flops_per_s.get(precision, self.flops_per_s)
+        arithmetic = -(-flops * 10**9 // rate)
         traffic = -(-moved_nbytes * 10**9 // self.bytes_per_s)
         return max(arithmetic, traffic)

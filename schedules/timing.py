@@ -18,7 +18,7 @@ class Timing:
         self.device_ns = [
             op.device_ns
             if op.device_ns is not None
-            else machine.roofline_ns(op.flops, op.moved_nbytes)
+            else machine.roofline_ns(op.flops, op.moved_nbytes, op.precision)
             for op in trace.operations
         ]
         self.host_ns = [launch if op.host_ns is None else op.host_ns for op in trace.operations]

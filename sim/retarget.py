@@ -27,8 +27,9 @@ def retarget(trace: Trace, measured_on: Machine, target: Machine) -> Trace:
         )
 
     def ratio(i: int, op: Operation) -> float:
-        there = measured_on.roofline_ns(op.flops, op.moved_nbytes)
-        return target.roofline_ns(op.flops, op.moved_nbytes) / there if there else 1.0
+        there = measured_on.roofline_ns(op.flops, op.moved_nbytes, op.precision)
+        here = target.roofline_ns(op.flops, op.moved_nbytes, op.precision)
+        return here / there if there else 1.0
 
     return _scaled(
         trace,
@@ -57,8 +58,9 @@ def carry_times(measured: Trace, structure: Trace, machine: Machine) -> Trace:
 
     def ratio(i: int, op: Operation) -> float:
         source = measured.operations[i]
-        before = machine.roofline_ns(source.flops, source.moved_nbytes)
-        return machine.roofline_ns(op.flops, op.moved_nbytes) / before if before else 1.0
+        before = machine.roofline_ns(source.flops, source.moved_nbytes, source.precision)
+        after = machine.roofline_ns(op.flops, op.moved_nbytes, op.precision)
+        return after / before if before else 1.0
 
     return _scaled(
         measured,
@@ -90,6 +92,7 @@ def _scaled(
         structure,
         name=name,
         times="measured",
+        machine="",
         operations=tuple(operations),
         notes=structure.notes | {"times": note},
     )

@@ -14,13 +14,13 @@ PACKAGE = "superneurons"
 
 # From the bottom up; those on one level do not know one another.
 LEVELS = [
-    {"errors"},
+    {"errors", "zoo"},
     {"notation"},
     {"traces", "machines"},
     {"schedules"},
     {"reports"},
     {"policies"},
-    {"sim"},
+    {"sim", "executor"},
     {"cli"},
 ]
 BELOW = {

@@ -3,16 +3,19 @@
 from .catalog import find_trace, trace_maker, trace_names
 from .collector import without_collector
 from .facts import Facts
-from .file import read_trace, write_trace
-from .model import Algorithm, Kind, Operation, Phase, Recompute, Release, Save, Storage, Trace, Value
+from .file import SUFFIXES, read_trace, write_trace
+from .model import Algorithm, Kind, Operation, Phase, Precision, Recompute, Release, Save, Storage, Trace, Value
 from .randomized import random_trace
+from .shipped import shipped
 
 __all__ = [
+    "SUFFIXES",
     "Algorithm",
     "Facts",
     "Kind",
     "Operation",
     "Phase",
+    "Precision",
     "Recompute",
     "Release",
     "Save",
@@ -22,6 +25,7 @@ __all__ = [
     "find_trace",
     "random_trace",
     "read_trace",
+    "shipped",
     "trace_maker",
     "trace_names",
     "without_collector",

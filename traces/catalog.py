@@ -1,16 +1,17 @@
-"""Finding traces: a file, or a built-in name with parameters."""
+"""Finding traces: a file, a shipped step, or a built-in name with parameters."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from ..errors import UnknownName
+from ..errors import InvalidInput, UnknownName
 from ..notation import build, parse_call
 from .alexnet import alexnet
 from .chain import chain
 from .file import SUFFIXES, read_trace
 from .model import Trace
 from .randomized import randomized
+from .shipped import read_shipped, shipped
 
 BUILTIN: Final[dict[str, Callable[..., Trace]]] = {
     "alexnet": alexnet,
@@ -20,18 +21,23 @@ BUILTIN: Final[dict[str, Callable[..., Trace]]] = {
 
 
 def find_trace(text: str) -> Trace:
-    """Return a trace by file name or by built-in name with parameters: `alexnet:batch=200`.
+    """Return a trace by file name, by the name of a shipped step, or by built-in name with
+    parameters: `alexnet:batch=200`.
 
     Raises UnknownName, InvalidInput for a wrong parameter or file, InvalidTrace.
     """
     if text.endswith(SUFFIXES):
         return read_trace(Path(text))
     call = parse_call(text)
+    if call.name in shipped():
+        if call.parameters:
+            raise InvalidInput(f"{call.name!r} is a recorded step: it has no parameters")
+        return read_shipped(call.name)
     return build(trace_maker(call.name), call, "trace")
 
 
 def trace_names() -> list[str]:
-    """Return the names of the built-in traces."""
+    """Return the names of the built-in traces that have parameters."""
     return sorted(BUILTIN)
 
 
@@ -39,7 +45,7 @@ def trace_maker(name: str) -> Callable[..., Trace]:
     """Return what makes the built-in traces called *name*. Raises UnknownName."""
     if name not in BUILTIN:
         raise UnknownName(
-            f"no trace {name!r}; there are: {', '.join(trace_names())}, "
+            f"no trace {name!r}; there are: {', '.join([*trace_names(), *shipped()])}, "
             f"or give a file that ends in {', '.join(SUFFIXES)}"
         )
     return BUILTIN[name]

@@ -33,6 +33,7 @@ Phase = Literal["forward", "backward", "optimizer"]
 Recompute = Literal["pure", "random", "opaque"]
 Places = Literal["everywhere", "saves"]
 Times = Literal["roofline", "measured", "none"]
+Precision = Literal["fp32", "tf32", "half"]
 
 
 class Storage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -78,7 +79,8 @@ class Operation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     leaves them alone. *recompute* tells whether running it again gives the same values: "pure";
     "random", if its generator state is restored; "opaque", never.
 
-    The host *waits* for one whose result it reads (`loss.item()`).
+    The host *waits* for one whose result it reads (`loss.item()`). *precision* says which of a
+    machine's rates its flops run at: "tf32" and "half" (16 bits) are those of tensor cores.
 
     *device_ns* is None where no time was measured: the machine's roofline over *flops* and
     *moved_nbytes* then gives it. *host_ns* None means the machine's launch cost.
@@ -95,6 +97,7 @@ class Operation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     workspace_nbytes: Natural = 0
     transient_nbytes: Natural = 0
     flops: Natural = 0
+    precision: Precision = "fp32"
     moved_nbytes: Natural = 0
     algorithms: tuple[Algorithm, ...] = ()
     recompute: Recompute = "pure"
@@ -137,12 +140,14 @@ class Trace(
 
     *places* says where a driver can act: at every operation, or only where a saved-tensor hook
     fires. *times* says whether device times were measured, come from a machine's roofline, or are
-    not known. *notes* tell where the trace comes from, in any words.
+    not known, and *machine* on which machine, by its built-in name, they were measured ("" if it
+    has none). *notes* tell where the trace comes from, in any words.
     """
 
     name: str
     places: Places
     times: Times
+    machine: str = ""
     storages: tuple[Storage, ...]
     operations: tuple[Operation, ...]
     values: tuple[Value, ...] = ()
