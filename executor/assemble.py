@@ -25,10 +25,11 @@ class Known(NamedTuple):
 class Step(NamedTuple):
     """One logged step: operations from *start* on, and what was known at its start and end.
 
-    Lives from number *first* on were entered in the step. *versions* are those of the storages that were alive at the start, by number; *known_before* and
-    *known_after* name parameters, gradients, states and buffers at both ends; *gradients* names
-    what became a parameter's gradient meanwhile. *there_nbytes* are all the bytes that the device
-    held at the start, 0 if that is not known.
+    Lives from number *first* on were entered in the step. *versions* are those of the storages
+    that were alive at the start, by number; *known_before* and *known_after* name parameters,
+    gradients, states and buffers at both ends; *gradients* names what became a parameter's gradient
+    meanwhile. *blocks* are the requested bytes of all blocks that the device's allocator had given
+    out at the start, by address; empty where there is no such allocator.
     """
 
     start: int
@@ -40,7 +41,7 @@ class Step(NamedTuple):
     known_before: dict[int, Known]
     known_after: dict[int, Known]
     gradients: dict[int, str]
-    there_nbytes: int = 0
+    blocks: dict[int, int]
 
 
 class OperationTimes(NamedTuple):
@@ -227,11 +228,12 @@ class _Assembly:
             )
             for s in self._stored
         ]
-        nbytes = self._step.there_nbytes - sum(s.nbytes for s in self._stored if s.born < 0)
-        if self._step.there_nbytes and nbytes > 0:
-            storages.append(
-                Storage(name="elsewhere", kind="other", nbytes=nbytes, alive_at_start=True)
-            )
+        ours = {s.life.data for s in self._stored if s.born < 0}
+        others = [nbytes for where, nbytes in self._step.blocks.items() if where not in ours]
+        storages += [
+            Storage(name=f"elsewhere.{i}", kind="other", nbytes=nbytes, alive_at_start=True)
+            for i, nbytes in enumerate(others)
+        ]
         return Trace(
             name=name,
             places="saves",

@@ -27,6 +27,17 @@ class CudaMeter:
         return max(0, requested(self._device)["peak"] - self._start - fresh_nbytes)
 
 
+def blocks(device: torch.device) -> dict[int, int]:
+    """Return what a CUDA device's allocator has given out: requested bytes by address."""
+    return {
+        block["address"]: block["requested_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["device"] == device.index
+        for block in segment["blocks"]
+        if block["state"] == "active_allocated"
+    }
+
+
 def requested(device: torch.device) -> dict[str, int]:
     """Return the requested bytes of a CUDA device: "current" and "peak"."""
     stats: Any = torch.cuda.memory_stats_as_nested_dict(device)

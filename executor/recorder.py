@@ -20,12 +20,12 @@ from ..traces import Trace
 from .assemble import Step, assemble, phases_of
 from .attribution import PHASES, Attribution, attribute
 from .log import Log
-from .meter import CudaMeter, requested
+from .meter import CudaMeter, blocks
 from .modules import Modules
 from .names import known
 from .phases import PhaseTimes, Stopwatch
 from .provenance import provenance
-from .saves import Saves
+from .saves import RefuseCompiled, Saves
 from .timeline import Marks, Timeline, profiled
 
 WARMUP_STEPS: Final = 3
@@ -127,8 +127,13 @@ class Recorder:
 
     @contextmanager
     def _warm(self) -> Iterator[None]:
-        with self._modules:
+        """Let lazy state appear. What it left in the allocator's cache goes back to the device, so
+        that reserved bytes are those of a step, not of the first one."""
+        with self._modules, RefuseCompiled():
             yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -161,7 +166,7 @@ class Recorder:
         before = known(self._modules, log)
         log.unreleased.clear()
         log.dispatched = 0
-        there = requested(self.device)["current"] if self.device.type == "cuda" else 0
+        there = blocks(self.device) if self.device.type == "cuda" else {}
         gradients: dict[int, str] = {}
         self._saves = saves = Saves(log)
         begin = time.perf_counter()
@@ -180,7 +185,7 @@ class Recorder:
             known_before=before,
             known_after=known(self._modules, log),
             gradients=gradients,
-            there_nbytes=there,
+            blocks=there,
         )
 
     @contextmanager

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..errors import Unsupported
 from .log import Log, extent
 from .private import running_node, sequence_number
 from .storages import Life
@@ -50,6 +51,28 @@ class _Handle:
         self.tensor = tensor
         self.kept = kept
         self.version = -1 if tensor.is_inference() else tensor._version
+
+
+class RefuseCompiled(torch.autograd.graph.saved_tensors_hooks):
+    """Saved-tensor hooks that change nothing, and raise Unsupported if a compiled region asks.
+
+    A region of torch.compile runs as eager operations under a dispatch mode, so that its recording
+    would be of another step than the one that is run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(torch.Tensor.detach, self._unpack)
+
+    @staticmethod
+    def _unpack(tensor: torch.Tensor) -> torch.Tensor:
+        node = running_node()
+        if node is not None and "CompiledFunction" in node.name():
+            raise Unsupported(
+                "the step has a region of torch.compile, which is not recorded: what it runs is "
+                "not what PyTorch's operators tell; record the step with "
+                "torch.compiler.set_stance('force_eager'), or without torch.compile"
+            )
+        return tensor
 
 
 class Saves(torch.autograd.graph.saved_tensors_hooks):

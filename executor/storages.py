@@ -17,15 +17,17 @@ class Life:
     """One storage from birth to death; both are places, the number of operations logged before.
 
     *born* is -1 for what was there before the log began, and *dead* -1 while it lives. *version*
-    counts the writes that were logged. *keeps* is how many saved-tensor handles hold it.
+    counts the writes that were logged. *keeps* is how many saved-tensor handles hold it. *data* is
+    the address of its bytes on a GPU, 0 elsewhere.
     """
 
-    __slots__ = ("address", "born", "dead", "keeps", "nbytes", "number", "released", "version")
+    __slots__ = ("address", "born", "data", "dead", "keeps", "nbytes", "number", "released", "version")
 
-    def __init__(self, number: int, where: int, nbytes: int, born: int) -> None:
+    def __init__(self, number: int, storage: torch.UntypedStorage, born: int) -> None:
         self.number = number
-        self.address = where
-        self.nbytes = nbytes
+        self.address = address(storage)
+        self.data = storage.data_ptr() if storage.device.type == "cuda" else 0
+        self.nbytes = storage.nbytes()
         self.born = born
         self.dead = -1
         self.released = -1
@@ -57,8 +59,8 @@ class Book:
     def enter(self, tensor: torch.Tensor, born: int) -> Life:
         """Begin the life of a tensor's storage, born at a place (-1: before the log)."""
         storage = tensor.untyped_storage()
-        where = address(storage)
-        life = Life(len(self.lives), where, storage.nbytes(), born)
+        life = Life(len(self.lives), storage, born)
+        where = life.address
         self.lives.append(life)
         self._at[where] = life
 

@@ -675,7 +675,7 @@ BAD_INPUT = [
     ),
     pytest.param(
         ("simulate", *SMALL[:2], "k40c:allocator=buddy"),
-        "no allocator 'buddy'; there are: exact",
+        "no allocator 'buddy'; there are: caching, caching-expandable, exact",
         id="unknown-allocator",
     ),
     pytest.param(

@@ -14,13 +14,13 @@ PACKAGE = "superneurons"
 
 # From the bottom up; those on one level do not know one another.
 LEVELS = [
-    {"errors", "zoo"},
+    {"errors"},
     {"notation"},
     {"traces", "machines"},
     {"schedules"},
     {"reports"},
     {"policies"},
-    {"sim", "executor"},
+    {"sim", "executor", "zoo"},
     {"cli"},
 ]
 BELOW = {

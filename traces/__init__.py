@@ -9,7 +9,6 @@ from .randomized import random_trace
 from .shipped import shipped
 
 __all__ = [
-    "SUFFIXES",
     "Algorithm",
     "Facts",
     "Kind",
@@ -18,6 +17,7 @@ __all__ = [
     "Precision",
     "Recompute",
     "Release",
+    "SUFFIXES",
     "Save",
     "Storage",
     "Trace",
