@@ -121,9 +121,9 @@ def debug_run(step: Any, recorder: Recorder) -> list[tuple[int, str, int]]:
             found.append((place, "unpack", requested(device)["current"]))
         return tensor
 
-    with torch.autograd.set_multithreading_enabled(False):
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            step()
+    one_thread = torch.autograd.set_multithreading_enabled(False)
+    with one_thread, torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        step()
     return found
 
 

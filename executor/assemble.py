@@ -314,9 +314,13 @@ class _Assembly:
             for access in op.reads:
                 stored = self._of[access.life.number]
                 born = stored.born
-                if born >= 0 and self._version(access) == 0:
-                    if self._step.operations[born].operator.name in EMPTY and access.nbytes:
-                        found.add(born)
+                if (
+                    born >= 0
+                    and self._version(access) == 0
+                    and self._step.operations[born].operator.name in EMPTY
+                    and access.nbytes
+                ):
+                    found.add(born)
         return found
 
     def _version(self, access: "Access | Kept") -> int:

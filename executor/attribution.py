@@ -18,8 +18,9 @@ class Attribution(NamedTuple):
     """Times of operations, and how they were come by, for the notes of a trace.
 
     *gap_ns* is the usual time between two activities that follow at once; *spread* that of the sums
-    of several steps, as a share; *scales* what the profiled host times of each phase were multiplied
-    by; *blocked_ns* what the host waited in a profiled step.
+    of several steps, as a share; *scales* what the profiled host times of each phase were
+    multiplied by; *blocked_ns* what the host waited in a profiled step; *same_kernels* whether the
+    steps without marks ran the kernels of the one with marks.
     """
 
     times: OperationTimes

@@ -1,16 +1,23 @@
 """What CUDA runs where the CPU runs something else: the table behind an estimate.
 
-Without a GPU a step can only be followed on the CPU, whose operators are in a few places others than
-CUDA's and keep other tensors for backward. Those places, and what is put there instead:
+Without a GPU a step can only be followed on the CPU, whose operators are in a few places others
+than CUDA's and keep other tensors for backward. Those places, what is put there instead, and what
+that keeps:
 
-| the program calls | the CPU would run | put there, and what it keeps for backward |
-| --- | --- | --- |
-| `scaled_dot_product_attention`, 16 bits, no mask | its own flash attention, or matmul, softmax, dropout and matmul if it drops | `_scaled_dot_product_flash_attention`: query, key, value, output, logsumexp, seed |
-| the same, 32 bits or with a mask | the same | `_scaled_dot_product_efficient_attention`: the same, and the mask |
-| `dropout` | a mask of the input's type, scaled | `native_dropout`: a mask of one byte a number |
-| `lstm`, `gru`, `rnn_tanh`, `rnn_relu` | one oneDNN layer after the other | one `rnn`: input, states, weights, output, cuDNN's reserve |
-| batch normalization | `native_batch_norm` with an empty reserve | the same; named `cudnn_batch_norm` in the trace |
-| an optimizer that may choose | one parameter after the other | its `foreach` form, with its step counters on the host |
+`scaled_dot_product_attention` in 16 bits without a mask
+    (The CPU: a flash attention of its own, or matmul, softmax, dropout and matmul if it drops.)
+    `_scaled_dot_product_flash_attention`: query, key, value, output, logsumexp, seed.
+the same in 32 bits, or with a mask
+    `_scaled_dot_product_efficient_attention`: the same, and the mask.
+`dropout`
+    (The CPU: a mask of the input's type, scaled.) `native_dropout`: a mask of one byte a number.
+`lstm`, `gru`, `rnn_tanh`, `rnn_relu`
+    (The CPU: one oneDNN layer after the other.) One operator: input, states, weights, output, and
+    cuDNN's reserve.
+batch normalization
+    `native_batch_norm` keeps what `cudnn_batch_norm` keeps; it is called so in the trace.
+an optimizer that may choose
+    (The CPU: one parameter after the other.) Its `foreach` form, its step counters on the host.
 
 Not modelled: libraries' workspaces, and what libraries choose by shape.
 """
@@ -72,8 +79,8 @@ def dropout(
 ) -> torch.Tensor:
     """Stand in for `torch.nn.functional.dropout`, as CUDA runs it."""
     if inplace or not training or not 0 < p < 1 or not input.requires_grad:
-        plain: torch.Tensor = torch.dropout_(input, p, training) if inplace else (
-            torch.dropout(input, p, training)
+        plain: torch.Tensor = (
+            torch.dropout_(input, p, training) if inplace else (torch.dropout(input, p, training))
         )
         return plain
     output: torch.Tensor = torch.ops.aten.native_dropout(input, p, True)[0]
@@ -100,7 +107,7 @@ def _recurrent(kind: str) -> Callable[..., Any]:
             )
         hidden = state if isinstance(state, list | tuple) else [state]
         width = hidden[0].shape[-1] * (2 if bidirectional else 1)
-        output, reserve, *last = torch.ops.superneurons.rnn(
+        output, _, *last = torch.ops.superneurons.rnn(
             input, list(hidden), list(weights), width, layers * RESERVE_GATES[kind]
         )
         return (output, *last)

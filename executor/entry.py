@@ -56,7 +56,9 @@ def find_entry(text: str) -> tuple[str, Callable[[], Callable[[], object]]]:
     return f"{call.name}-{suffix}" if suffix else call.name, step
 
 
-def record_function(text: str, name: str | None = None, *, guess: bool = False) -> tuple[Trace, bool]:
+def record_function(
+    text: str, name: str | None = None, *, guess: bool = False
+) -> tuple[Trace, bool]:
     """Return the recorded step of `MODULE:FUNCTION`, and whether it is an estimate.
 
     It is one if there is no CUDA device, or if *guess* asks for it.
@@ -85,7 +87,9 @@ def _module(where: str) -> ModuleType:
         try:
             return importlib.import_module(where)
         except ModuleNotFoundError as error:
-            if error.name is None or not (where == error.name or where.startswith(f"{error.name}.")):
+            if error.name is None or not (
+                where == error.name or where.startswith(f"{error.name}.")
+            ):
                 raise  # the user's module lacks something itself
             raise InvalidInput(
                 f"there is no module {where!r} here or installed; give a module or a file: "

@@ -83,6 +83,9 @@ class _CudaLog(Log):
 class _Values(TorchDispatchMode):
     """Gives 0 where a step reads a value that a fake tensor does not have."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self, func: Overload, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

@@ -10,6 +10,7 @@ subclasses). The log marks such sums, and the trace says what a plain step does.
 
 import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any, Final, Protocol
 
 import torch
@@ -37,8 +38,9 @@ class Access:
 class Logged:
     """One operation: what it read, made, wrote over and updated in passing, bytes and flops.
 
-    *dispatch* is its number among all that was dispatched, views included. *node* is the sequence number of its autograd node: the one it makes in forward, the one that
-    runs it in backward. *sum_of* is the storage that a plain step would have added into.
+    *dispatch* is its number among all that was dispatched, views included. *node* is the sequence
+    number of its autograd node: the one it makes in forward, the one that runs it in backward.
+    *sum_of* is the storage that a plain step would have added into.
     """
 
     __slots__ = (
@@ -95,7 +97,7 @@ class Log(TorchDispatchMode):
     """Logs what is dispatched on *device* while it is active, one step after the other."""
 
     def __init__(self, device: torch.device, meter: Meter | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device: Final = device
         self.operations: list[Logged] = []
         self.book: Final = Book(self.place)
@@ -275,13 +277,13 @@ class Log(TorchDispatchMode):
 
 def extent(tensor: torch.Tensor) -> tuple[int, int]:
     """Return a tensor's first byte in its storage, and how many bytes it spans from there."""
-    item = tensor.element_size()
+    item, offset = tensor.element_size(), int(tensor.storage_offset())
     if tensor.numel() == 0:
-        return tensor.storage_offset() * item, 0
+        return offset * item, 0
     span = 1 + sum(
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
-    return tensor.storage_offset() * item, span * item
+    return offset * item, int(span) * item
 
 
 def precision_of(what: Operator, args: tuple[Any, ...]) -> Precision:
@@ -327,7 +329,7 @@ def _trains(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _called_by_engine() -> bool:
     """Return whether autograd's engine itself called, and no Python function inside a node."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name in _WRAPPERS:
         frame = frame.f_back
     return frame is not None and frame.f_code.co_name == "_engine_run_backward"

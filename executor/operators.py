@@ -74,10 +74,10 @@ def operator(overload: Overload, name: str = "") -> Operator:
 
 
 def _recurrent_flops(input: Any, *rest: Any, **_: Any) -> int:
-    """Return the flops of a recurrent network: each weight is used for each element of the batch."""
+    """Return the flops of a recurrent network: each weight is used once for each element."""
     weights = next(each for each in rest if isinstance(each, list | tuple) and each[0].dim() == 2)
     steps = input.numel() // input.shape[-1]
-    return 2 * steps * sum(weight.numel() for weight in weights if weight.dim() == 2)
+    return int(2 * steps * sum(weight.numel() for weight in weights if weight.dim() == 2))
 
 
 def _recurrent_backward_flops(first: Any, *rest: Any, **_: Any) -> int:
@@ -143,7 +143,10 @@ _KINDS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("empty", tuple(EMPTY)),
     ("attention", ("attention",)),
     ("conv", ("convolution", "conv_depthwise", "slow_conv")),
-    ("rnn", ("rnn", "rnn_backward", "cudnn_rnn", "miopen_rnn", "mkldnn_rnn", "lstm_cell", "gru_cell")),
+    (
+        "rnn",
+        ("rnn", "rnn_backward", "cudnn_rnn", "miopen_rnn", "mkldnn_rnn", "lstm_cell", "gru_cell"),
+    ),
     ("matmul", ("addmm", "baddbmm", "bmm", "mm", "addmv", "mv", "dot", "_scaled_mm", "linear")),
     ("embedding", ("embedding",)),
     ("norm", ("batch_norm", "layer_norm", "group_norm", "rms_norm", "local_response_norm")),
@@ -164,7 +167,9 @@ _KINDS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("fill", ("zeros", "ones", "full", "fill", "zero", "arange", "scalar_tensor", "ones_like")),
     ("wait", tuple(WAITS)),
 )
-_WHOLE: Final = frozenset({"rnn", "rnn_backward", "mm", "mv", "dot", "cat", "stack", "copy_", "clone"})
+_WHOLE: Final = frozenset(
+    {"rnn", "rnn_backward", "mm", "mv", "dot", "cat", "stack", "copy_", "clone"}
+)
 _ARITHMETIC: Final = ("add", "mul", "sub", "div", "rsub", "neg", "addcmul", "addcdiv", "lerp")
 
 

@@ -14,17 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 
 def sequence_number() -> int:
     """Return the number that the next autograd node of this thread gets."""
-    return int(torch._C._autograd._get_sequence_nr())  # type: ignore[attr-defined]
+    return int(torch._C._autograd._get_sequence_nr())
 
 
 def running_node() -> Any:
     """Return the autograd node that runs in this thread, None outside backward."""
-    return torch._C._current_autograd_node()  # type: ignore[attr-defined]
+    return torch._C._current_autograd_node()
 
 
 def in_backward() -> bool:
     """Return whether this thread is inside a backward pass, between nodes too."""
-    return bool(torch._C._current_graph_task_id() != -1)  # type: ignore[attr-defined]
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def holders(address: int) -> int:
@@ -33,7 +33,7 @@ def holders(address: int) -> int:
     *address* is what `UntypedStorage._cdata` says of a storage that is alive; nothing guards
     against one that is not.
     """
-    return int(torch._C._storage_Use_Count(address))  # type: ignore[attr-defined]
+    return int(torch._C._storage_Use_Count(address))
 
 
 def address(storage: torch.UntypedStorage) -> int:

@@ -170,9 +170,10 @@ class Recorder:
         gradients: dict[int, str] = {}
         self._saves = saves = Saves(log)
         begin = time.perf_counter()
-        with _no_collections(), torch.autograd.set_multithreading_enabled(False), self._modules:
-            with self._name_gradients(gradients), saves, log:
-                yield
+        one_thread = torch.autograd.set_multithreading_enabled(False)
+        names = self._name_gradients(gradients)
+        with _no_collections(), one_thread, self._modules, names, saves, log:
+            yield
         self.logged_s = time.perf_counter() - begin
         log.poll()
         self._step = Step(
@@ -190,9 +191,9 @@ class Recorder:
 
     @contextmanager
     def _marks(self) -> Iterator[None]:
-        with profiled(self._marked, host=True), torch.autograd.set_multithreading_enabled(False):
-            with Marks():
-                yield
+        one_thread = torch.autograd.set_multithreading_enabled(False)
+        with profiled(self._marked, host=True), one_thread, Marks():
+            yield
 
     @contextmanager
     def _profiled(self) -> Iterator[None]:
@@ -224,7 +225,7 @@ class Recorder:
         number_of = {op.dispatch: i for i, op in enumerate(operations)}
         if len(marked.marks) != self._log.dispatched:
             raise InvalidInput(
-                f"{self.name}: the logged step dispatched {self._log.dispatched} operations and the "
+                f"{self.name}: the logged step dispatched {self._log.dispatched} operations, the "
                 f"profiled one {len(marked.marks)}; only a step that repeats can be recorded"
             )
         unseen = PhaseTimes(*(round(median(c)) for c in zip(*self._phases(), strict=True)))
@@ -281,6 +282,4 @@ def _no_collections() -> Iterator[None]:
 
 def _numbered(device: torch.device) -> torch.device:
     """Return the device as tensors name it: with its number."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
+    return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device

@@ -21,7 +21,17 @@ class Life:
     the address of its bytes on a GPU, 0 elsewhere.
     """
 
-    __slots__ = ("address", "born", "data", "dead", "keeps", "nbytes", "number", "released", "version")
+    __slots__ = (
+        "address",
+        "born",
+        "data",
+        "dead",
+        "keeps",
+        "nbytes",
+        "number",
+        "released",
+        "version",
+    )
 
     def __init__(self, number: int, storage: torch.UntypedStorage, born: int) -> None:
         self.number = number

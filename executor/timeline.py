@@ -55,7 +55,7 @@ class Marks(TorchDispatchMode):
     """Marks each dispatched operation in the profile with its number, in the order of the log."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(

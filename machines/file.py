@@ -7,9 +7,10 @@
       device_memory: {value: 12GiB, source: where this is from}
       ...
 
-Required are the figures in `REQUIRED`; those in `OPTIONAL` may be there. A tier is described by the four figures `TIER_memory`,
-`device_to_TIER`, `TIER_to_device` and `TIER_latency`, and may have `TIER_duplex`; every machine has
-the tier `host`. The command line may override any figure: `k40c:host_to_device=12GB/s`.
+Required are the figures in `REQUIRED`; those in `OPTIONAL` may be there. A tier is described by the
+four figures `TIER_memory`, `device_to_TIER`, `TIER_to_device` and `TIER_latency`, and may have
+`TIER_duplex`; every machine has the tier `host`. The command line may override any figure:
+`k40c:host_to_device=12GB/s`.
 """
 
 import re

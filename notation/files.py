@@ -45,13 +45,32 @@ def read_data(path: Path, header: str, what: str) -> dict[str, object]:
     in messages. Raises InvalidInput for a file that is missing, unreadable, truncated, of
     another format or of another version.
     """
+    return _parsed(_raw(path, what), path, header, what)
+
+
+def read_as(path: Path, header: str, what: str, kind: type[T]) -> T:
+    """Return the file at *path* as a *kind*. Raises InvalidInput as `read_data` and `decode` do."""
+    raw = _raw(path, what)
+    prefix = b'{"format":' + msgspec.json.encode(header) + b","
+    if raw.startswith(prefix) and not _is_yaml(path):
+        # As we write it: decoded in one go, three times as fast. What is wrong is told below.
+        try:
+            return msgspec.json.decode(b"{" + raw[len(prefix) :], type=kind)
+        except (msgspec.DecodeError, RecursionError):
+            pass
+    return decode(_parsed(raw, path, header, what), kind, path)
+
+
+def _raw(path: Path, what: str) -> bytes:
     try:
         raw = path.read_bytes()
-        if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
+        return gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InvalidInput(f"{path}: cannot be read as a {what}: {reason}") from None
+
+
+def _parsed(raw: bytes, path: Path, header: str, what: str) -> dict[str, object]:
     try:
         yaml_file = _is_yaml(path)
         data = yaml.load(raw, Loader=_StrictLoader) if yaml_file else msgspec.json.decode(raw)

@@ -4,9 +4,9 @@ Memory is decided by order, so nothing here counts bytes. The compute lane runs 
 clock; SimPy is entered only to wait for a transfer that is not done. Its clock is never behind
 SimPy's, so what it puts into a lane is never in that lane's past.
 
-Operations start when the host has launched them (launches follow one another; the host waits only
-for an operation whose result it reads), when the operation before has ended, and when what they wait for is there. Only the last is
-a stall.
+Operations start when the host has launched them, when the operation before has ended, and when what
+they wait for is there. Only the last is a stall. Launches follow one another; the host waits only
+for an operation whose result it reads.
 """
 
 from collections.abc import Generator, Sequence

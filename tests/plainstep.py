@@ -26,6 +26,7 @@ from superneurons.schedules import Free, Run
 from superneurons.traces import Trace
 
 Step = Callable[[], object]
+MACHINE = find_machine("h200")
 MARK = "oracle:"
 GENERATOR_NBYTES = torch.get_rng_state().nbytes
 NUMBER_NBYTES = (1, 8)
@@ -292,8 +293,7 @@ def _holds(events: list[Event], hooks: _Hooks, skipped: set[int]) -> Iterator[Ho
 def replay(trace: Trace) -> list[Event]:
     """Return what comes and goes when *trace* runs under the policy `liveness`."""
     facts, events = trace.facts, []
-    machine = find_machine("h200")
-    for instruction in decide(find_policy("liveness"), trace, machine).schedule.instructions:
+    for instruction in decide(find_policy("liveness"), trace, MACHINE).schedule.instructions:
         if isinstance(instruction, Run):
             who = facts.op_names[instruction.op]
             events += [Event("+", facts.nbytes[s], who) for s in facts.fresh[instruction.op]]

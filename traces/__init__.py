@@ -4,11 +4,24 @@ from .catalog import find_trace, trace_maker, trace_names
 from .collector import without_collector
 from .facts import Facts
 from .file import SUFFIXES, read_trace, write_trace
-from .model import Algorithm, Kind, Operation, Phase, Precision, Recompute, Release, Save, Storage, Trace, Value
+from .model import (
+    Algorithm,
+    Kind,
+    Operation,
+    Phase,
+    Precision,
+    Recompute,
+    Release,
+    Save,
+    Storage,
+    Trace,
+    Value,
+)
 from .randomized import random_trace
 from .shipped import shipped
 
 __all__ = [
+    "SUFFIXES",
     "Algorithm",
     "Facts",
     "Kind",
@@ -17,7 +30,6 @@ __all__ = [
     "Precision",
     "Recompute",
     "Release",
-    "SUFFIXES",
     "Save",
     "Storage",
     "Trace",

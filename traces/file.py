@@ -5,7 +5,8 @@ from pathlib import Path
 import msgspec
 
 from ..errors import InvalidTrace
-from ..notation.files import decode, read_data, write_data
+from ..notation.files import read_as, write_data
+from .collector import without_collector
 from .model import FORMAT, Trace
 
 SUFFIXES = (".yaml", ".yml", ".json", ".yaml.gz", ".yml.gz", ".json.gz")
@@ -17,7 +18,8 @@ def read_trace(path: Path | str) -> Trace:
     Raises InvalidInput or InvalidTrace with the file and the path to the fault.
     """
     path = Path(path)
-    trace = decode(read_data(path, FORMAT, "trace file"), Trace, path)
+    with without_collector():
+        trace = read_as(path, FORMAT, "trace file", Trace)
     try:
         _ = trace.facts
     except InvalidTrace as error:

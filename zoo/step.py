@@ -41,7 +41,7 @@ class Step:
         # A loss that was returned, or kept, would hold the graph of this step into the next one.
         self.optimizer.zero_grad()
         loss = self.loss()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()

@@ -1,0 +1,988 @@
+"""Small training programs, each with one thing that a recorder can get wrong.
+
+Each function builds a `Training`; sizes are chosen so that storages can be told apart.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+
+PROGRAMS: Final[dict[str, Callable[[], "Training"]]] = {}
+
+
+class Training:
+    """A step, with what it trains. *run* is the whole of it."""
+
+    def __init__(
+        self, model: nn.Module, run: Callable[[], object], *optimizers: torch.optim.Optimizer
+    ) -> None:
+        self.model = model
+        self.run = run
+        self.optimizers = optimizers
+
+    def __call__(self) -> None:
+        self.run()
+
+    def state(self) -> Iterator[tuple[str, object]]:
+        """Yield all that training changes: parameters, gradients, buffers, states, randomness."""
+        for name, tensor in self.model.state_dict().items():
+            yield name, tensor
+        for name, parameter in self.model.named_parameters():
+            yield f"{name}.grad", parameter.grad
+        for i, optimizer in enumerate(self.optimizers):
+            for number, state in optimizer.state_dict()["state"].items():
+                for key, value in state.items():
+                    yield f"{i}.{number}.{key}", value
+        yield "random", torch.get_rng_state()
+
+
+def program(build: Callable[[], Training]) -> Callable[[], Training]:
+    PROGRAMS[build.__name__] = build
+    return build
+
+
+def training(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+    **options: Any,
+) -> Training:
+    """Return the usual step: forget the gradients, forward, backward, update."""
+    trained = optimizer(model.parameters(), **{"lr": 0.01, **options})
+
+    def run() -> None:
+        trained.zero_grad()
+        loss().backward()
+        trained.step()
+
+    return Training(model, run, trained)
+
+
+class Bag(nn.Module):
+    """Parameters and modules by name, for programs that are no module."""
+
+    def __init__(self, **parts: Tensor | nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
+
+
+# -- networks --------------------------------------------------------------------------------------
+
+
+@program
+def chain() -> Training:
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5), nn.Tanh())
+    x = torch.randn(3, 6)
+    return training(model, lambda: model(x).sum())
+
+
+@program
+def residual() -> Training:
+    layers = nn.ModuleList(nn.Linear(12, 12) for _ in range(4))
+    x = torch.randn(3, 12)
+
+    def loss() -> Tensor:
+        y = x
+        for layer in layers:
+            y = y + torch.sigmoid(layer(y))
+        return y.sum()
+
+    return training(layers, loss)
+
+
+@program
+def residual_in_place() -> Training:
+    layers = nn.ModuleList(nn.Linear(12, 12) for _ in range(4))
+    x = torch.randn(3, 12)
+
+    def loss() -> Tensor:
+        y = layers[0](x)
+        for layer in layers:
+            z = layer(y)
+            z += y
+            y = z
+        return y.pow(2).sum()
+
+    return training(layers, loss)
+
+
+@program
+def fan_out() -> Training:
+    """A value with five consumers: four sums of gradients."""
+    model = nn.Linear(7, 9)
+    x = torch.randn(4, 7)
+
+    def loss() -> Tensor:
+        y = model(x)
+        return (y.sin() + y.cos() + y.tanh() + y.sigmoid() * y).sum()
+
+    return training(model, loss)
+
+
+@program
+def fan_out_of_different_layouts() -> Training:
+    """Gradients that meet transposed, contiguous and expanded."""
+    model = Bag(weight=torch.randn(6, 9))
+    x = torch.randn(4, 6)
+
+    def loss() -> Tensor:
+        v = model.weight.exp()
+        first = (x @ v).sum()
+        second = (v.t() * 2.0).sin().sum()
+        return first + second + v.sum() + (v * v.cos()).sum()
+
+    return training(model, loss)
+
+
+@program
+def a_gradient_inside_a_larger_storage() -> Training:
+    """The first gradient that arrives is a slice of a larger one that nobody else holds."""
+    model = Bag(weight=torch.randn(6, 9))
+    x = torch.randn(4, 9)
+
+    def loss() -> Tensor:
+        v = model.weight.exp()
+        other = v.sin().sum()
+        return torch.cat([v, x]).pow(2).sum() + other
+
+    return training(model, loss)
+
+
+@program
+def dense_concat() -> Training:
+    layers = nn.ModuleList(nn.Conv2d(3 + 2 * i, 2, 3, padding=1) for i in range(4))
+    x = torch.randn(2, 3, 5, 5)
+
+    def loss() -> Tensor:
+        features = [x]
+        for layer in layers:
+            features.append(F.relu(layer(torch.cat(features, 1))))
+        return torch.cat(features, 1).mean()
+
+    return training(layers, loss)
+
+
+@program
+def skips() -> Training:
+    down = nn.ModuleList([nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)])
+    up = nn.ModuleList([nn.Conv2d(7, 3, 3, padding=1), nn.Conv2d(5, 2, 3, padding=1)])
+    x = torch.randn(2, 2, 8, 8)
+
+    def loss() -> Tensor:
+        y, kept = x, []
+        for layer in down:
+            kept.append(y)
+            y = F.max_pool2d(F.relu(layer(y)), 2)
+        for layer in up:
+            y = F.interpolate(y, scale_factor=2)
+            y = F.relu(layer(torch.cat([y, kept.pop()], 1)))
+        return y.mean()
+
+    return training(nn.ModuleList([down, up]), loss)
+
+
+@program
+def shared_weights() -> Training:
+    layer = nn.Linear(10, 10)
+    x = torch.randn(4, 10)
+    return training(layer, lambda: layer(layer(layer(x)).tanh()).sum())
+
+
+@program
+def tied_embedding() -> Training:
+    embedding = nn.Embedding(11, 6)
+    head = nn.Linear(6, 11, bias=False)
+    head.weight = embedding.weight
+    tokens, labels = torch.randint(11, (2, 5)), torch.randint(11, (10,))
+    model = nn.Sequential(embedding, nn.Linear(6, 6), head)
+    return training(model, lambda: F.cross_entropy(model(tokens).flatten(0, 1), labels))
+
+
+@program
+def convolutions() -> Training:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3, stride=2),
+        nn.GroupNorm(2, 6),
+        nn.SiLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(6, 5),
+    )
+    x, labels = torch.randn(3, 3, 10, 10), torch.randint(5, (3,))
+    return training(model, lambda: F.cross_entropy(model(x), labels), momentum=0.9)
+
+
+@program
+def batch_norm_with_frozen_statistics() -> Training:
+    norm = nn.BatchNorm1d(7)
+    model = nn.Sequential(nn.Linear(5, 7), norm, nn.ReLU())
+    norm.eval()
+    x = torch.randn(4, 5)
+    return training(model, lambda: model(x).sum())
+
+
+@program
+def batch_norm_twice() -> Training:
+    """One layer called twice: its statistics are updated twice."""
+    norm = nn.BatchNorm1d(7, momentum=None)
+    x = torch.randn(4, 7)
+    return training(norm, lambda: norm(norm(x).exp()).pow(2).sum())
+
+
+@program
+def dropouts() -> Training:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Dropout(0.2, inplace=True))
+    x = torch.randn(3, 6)
+    return training(model, lambda: F.alpha_dropout(model(x), 0.1, True).pow(2).sum())
+
+
+@program
+def recurrent() -> Training:
+    lstm, gru = nn.LSTM(5, 7, num_layers=2, dropout=0.2), nn.GRU(7, 4, bidirectional=True)
+    x = torch.randn(3, 2, 5)
+    return training(nn.ModuleList([lstm, gru]), lambda: gru(lstm(x)[0])[0].sum())
+
+
+@program
+def recurrent_by_hand() -> Training:
+    cell = nn.LSTMCell(5, 7)
+    x = torch.randn(4, 2, 5)
+
+    def loss() -> Tensor:
+        state, outputs = None, []
+        for now in x:
+            state = cell(now, state)
+            outputs.append(state[0])
+        return torch.stack(outputs).pow(2).mean()
+
+    return training(cell, loss)
+
+
+@program
+def transformer() -> Training:
+    layer = nn.TransformerEncoderLayer(12, 3, 20, dropout=0.1, batch_first=True, norm_first=True)
+    x = torch.randn(2, 5, 12)
+    return training(layer, lambda: layer(x).pow(2).sum(), torch.optim.AdamW)
+
+
+@program
+def attention_by_hand() -> Training:
+    model = Bag(qkv=nn.Linear(8, 24), out=nn.Linear(8, 8))
+    x, mask = torch.randn(2, 5, 8), torch.ones(5, 5).tril().bool()
+
+    def loss() -> Tensor:
+        q, k, v = model.qkv(x).chunk(3, -1)
+        scores = (q @ k.transpose(1, 2)).masked_fill(~mask, float("-inf"))
+        return model.out(F.dropout(scores.softmax(-1), 0.1) @ v).pow(2).sum()
+
+    return training(model, loss)
+
+
+# -- gradients and optimizers ----------------------------------------------------------------------
+
+
+@program
+def gradient_accumulation() -> Training:
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 2))
+    batches = torch.randn(2, 3, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        for x in batches:
+            model(x).sum().backward()
+        optimizer.step()
+
+    return Training(model, run, optimizer)
+
+
+@program
+def gradients_set_to_zero() -> Training:
+    model = nn.Linear(6, 9)
+    x = torch.randn(3, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        model(x).sum().backward()
+        optimizer.step()
+
+    return Training(model, run, optimizer)
+
+
+@program
+def gradients_forgotten_at_the_end() -> Training:
+    model = nn.Linear(6, 9)
+    x = torch.randn(3, 6)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def run() -> None:
+        model(x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Training(model, run, optimizer)
+
+
+@program
+def gradients_set_to_zero_at_the_end() -> Training:
+    model = nn.Linear(6, 9)
+    x = torch.randn(3, 6)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def run() -> None:
+        model(x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    return Training(model, run, optimizer)
+
+
+@program
+def retained_graph() -> Training:
+    model = nn.Sequential(nn.Linear(6, 9), nn.Sigmoid(), nn.Linear(9, 2))
+    x = torch.randn(3, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        y = model(x)
+        y.sum().backward(retain_graph=True)
+        y.pow(2).sum().backward()
+        optimizer.step()
+
+    return Training(model, run, optimizer)
+
+
+@program
+def gradient_penalty() -> Training:
+    """A gradient of a gradient: backward operations save tensors of their own."""
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    data = torch.randn(3, 6)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        x = data.clone().requires_grad_()
+        y = model(x)
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        (y.mean() + slope.pow(2).mean()).backward()
+        optimizer.step()
+
+    return Training(model, run, optimizer)
+
+
+@program
+def gradients_by_hand() -> Training:
+    model = nn.Linear(6, 9)
+    x = torch.randn(3, 6)
+
+    def run() -> None:
+        found = torch.autograd.grad(model(x).sin().sum(), list(model.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(model.parameters(), found, strict=True):
+                parameter.sub_(gradient, alpha=0.1)
+
+    return Training(model, run)
+
+
+@program
+def two_losses() -> Training:
+    model = Bag(body=nn.Linear(6, 9), one=nn.Linear(9, 2), two=nn.Linear(9, 3))
+    x = torch.randn(3, 6)
+
+    def loss() -> Tensor:
+        y = model.body(x).relu()
+        return model.one(y).sum() + model.two(y).pow(2).sum()
+
+    return training(model, loss)
+
+
+@program
+def two_networks_that_compete() -> Training:
+    """The first's loss goes through the second; what it leaves there is thrown away."""
+    maker, judge = nn.Linear(4, 6), nn.Linear(6, 1)
+    optimizers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in (maker, judge)]
+    noise, real = torch.randn(3, 4), torch.randn(3, 6)
+
+    def run() -> None:
+        optimizers[1].zero_grad()
+        fake = maker(noise)
+        (judge(fake.detach()).mean() - judge(real).mean()).backward()
+        optimizers[1].step()
+        optimizers[0].zero_grad()
+        (-judge(fake).mean()).backward()
+        optimizers[0].step()
+
+    return Training(nn.ModuleList([maker, judge]), run, *optimizers)
+
+
+@program
+def frozen_layers() -> Training:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 2))
+    model[0].requires_grad_(False)
+    model[4].bias.requires_grad_(False)
+    x = torch.randn(3, 6)
+    return training(model, lambda: model(x).sum())
+
+
+@program
+def a_branch_without_gradient() -> Training:
+    """A value is saved for a branch that no loss reaches."""
+    model = Bag(one=nn.Linear(6, 8), two=nn.Linear(6, 5))
+    x = torch.randn(3, 6)
+
+    def loss() -> Tensor:
+        unused = model.two(x).exp()
+        used = model.one(x).exp().sum()
+        del unused
+        return used
+
+    return training(model, loss)
+
+
+@program
+def clipped_gradients() -> Training:
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 2))
+    x = torch.randn(3, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        model(x).sum().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+
+    return Training(model, run, optimizer)
+
+
+@program
+def many_optimizers() -> Training:
+    layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(6))
+    makers = (
+        lambda p: torch.optim.AdamW(p, amsgrad=True),
+        lambda p: torch.optim.RMSprop(p, momentum=0.9, centered=True),
+        lambda p: torch.optim.Adagrad(p),
+        lambda p: torch.optim.Adam(p, foreach=True),
+        lambda p: torch.optim.Adam(p, fused=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=True),
+    )
+    pairs = zip(makers, layers, strict=True)
+    optimizers = [make(layer.parameters()) for make, layer in pairs]
+    x = torch.randn(3, 6)
+
+    def run() -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        y = x
+        for layer in layers:
+            y = layer(y).tanh()
+        y.sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return Training(layers, run, *optimizers)
+
+
+@program
+def scheduled_learning_rate() -> Training:
+    model = nn.Linear(6, 9)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    x = torch.randn(3, 6)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        model(x).sum().backward()
+        optimizer.step()
+        schedule.step()
+
+    return Training(model, run, optimizer)
+
+
+@program
+def averaged_weights() -> Training:
+    model, average = nn.Linear(6, 9), nn.Linear(6, 9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x = torch.randn(3, 6)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        with torch.no_grad():
+            target = average(x)
+        F.mse_loss(model(x), target).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for mean, new in zip(average.parameters(), model.parameters(), strict=True):
+                mean.lerp_(new, 0.1)
+
+    return Training(nn.ModuleList([model, average]), run, optimizer)
+
+
+@program
+def parameters_replaced_by_data() -> Training:
+    """An update that gives each parameter another storage."""
+    model = nn.Linear(6, 9)
+    x = torch.randn(3, 6)
+
+    def run() -> None:
+        model.zero_grad()
+        model(x).sum().backward()
+        for parameter in model.parameters():
+            parameter.data = parameter.data - 0.1 * parameter.grad
+
+    return Training(model, run)
+
+
+# -- what the program holds ------------------------------------------------------------------------
+
+
+@program
+def activations_kept_to_the_end_of_forward() -> Training:
+    layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+    x = torch.randn(3, 8)
+
+    def loss() -> Tensor:
+        kept = [x]
+        for layer in layers:
+            kept.append(layer(kept[-1]).sigmoid())
+        return kept[-1].sum()
+
+    return training(layers, loss)
+
+
+@program
+def activations_kept_beyond_backward() -> Training:
+    model = Bag(one=nn.Linear(8, 7), two=nn.Linear(7, 5))
+    x = torch.randn(3, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        hidden = model.one(x).sigmoid()
+        loss = model.two(hidden).sum()
+        loss.backward()
+        optimizer.step()
+        assert hidden.shape == (3, 7)
+
+    return Training(model, run, optimizer)
+
+
+@program
+def activations_deleted_at_once() -> Training:
+    model = Bag(one=nn.Linear(8, 7), two=nn.Linear(7, 5))
+    x = torch.randn(3, 8)
+
+    def loss() -> Tensor:
+        y = model.one(x)
+        z = y.exp()
+        del y
+        z = z * 3.0
+        return model.two(z).sum()
+
+    return training(model, loss)
+
+
+@program
+def a_loss_kept_for_the_next_step() -> Training:
+    model = nn.Linear(6, 9)
+    x = torch.randn(3, 6)
+    kept = {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        loss = model(x).exp().sum()
+        loss.backward()
+        optimizer.step()
+        kept["loss"] = loss
+
+    return Training(model, run, optimizer)
+
+
+@program
+def an_output_kept_for_the_next_step() -> Training:
+    """Truncated backpropagation through time: the state goes on, its graph does not."""
+    cell = nn.GRUCell(5, 7)
+    x = torch.randn(2, 5)
+    kept = {"state": torch.zeros(2, 7)}
+    optimizer = torch.optim.SGD(cell.parameters(), lr=0.01)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        state = cell(x, kept["state"])
+        state.pow(2).sum().backward()
+        optimizer.step()
+        kept["state"] = state.detach()
+
+    return Training(cell, run, optimizer)
+
+
+@program
+def a_feature_kept_on_the_module() -> Training:
+    model = Bag(one=nn.Linear(8, 7), two=nn.Linear(7, 5))
+    x = torch.randn(3, 8)
+    model.feature = None
+
+    def loss() -> Tensor:
+        model.feature = model.one(x).sigmoid()
+        return model.two(model.feature).sum()
+
+    return training(model, loss)
+
+
+@program
+def a_running_total() -> Training:
+    model = Bag(layer=nn.Linear(6, 9))
+    model.register_buffer("total", torch.zeros(()))
+    x = torch.randn(3, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        loss = model.layer(x).sum()
+        loss.backward()
+        optimizer.step()
+        model.total += loss.detach()
+
+    return Training(model, run, optimizer)
+
+
+@program
+def retained_gradients_and_hooks() -> Training:
+    model = Bag(one=nn.Linear(8, 7), two=nn.Linear(7, 5))
+    x = torch.randn(3, 8)
+
+    def loss() -> Tensor:
+        y = model.one(x)
+        y.retain_grad()
+        z = y.sigmoid()
+        z.register_hook(lambda gradient: gradient * 0.5)
+        return model.two(z + y).sum()
+
+    return training(model, loss)
+
+
+@program
+def a_gradient_that_a_hook_keeps() -> Training:
+    """The first of two gradients is held elsewhere: no sum may be put into it."""
+    model = nn.Linear(8, 8)
+    x = torch.randn(3, 8)
+    kept = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        kept.clear()
+        y = model(x)
+        a, b = y.sin(), y.cos()
+        y.exp().sum().backward(retain_graph=True)
+        z = a * b
+        a.register_hook(kept.append)
+        z.sum().backward()
+        optimizer.step()
+        kept.clear()
+
+    return Training(model, run, optimizer)
+
+
+# -- autograd's corners ----------------------------------------------------------------------------
+
+
+class _Twice(torch.autograd.Function):
+    """Reads its saved tensors twice, and keeps one more tensor that no hook sees."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        y = x.exp()
+        ctx.save_for_backward(x, y)
+        ctx.scale = scale * 2.0
+        return y * ctx.scale
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        _, y = ctx.saved_tensors
+        first = gradient * y
+        x, _ = ctx.saved_tensors
+        return first * ctx.scale + 0.0 * x, None
+
+
+@program
+def custom_function() -> Training:
+    model = nn.Linear(6, 9)
+    x, scale = torch.randn(3, 6), torch.rand(9)
+    return training(model, lambda: _Twice.apply(model(x), scale).sum())
+
+
+class _Swallow(torch.autograd.Function):
+    """Saves what backward never asks for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * 2.0
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 2.0
+
+
+@program
+def saved_but_never_asked_for() -> Training:
+    model = nn.Linear(6, 9)
+    x = torch.randn(3, 6)
+    return training(model, lambda: _Swallow.apply(model(x).exp()).sin().sum())
+
+
+@program
+def checkpointed() -> Training:
+    blocks = nn.ModuleList(
+        nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(3)
+    )
+    x = torch.randn(3, 8)
+
+    def loss() -> Tensor:
+        y = x
+        for block in blocks:
+            y = checkpoint(block, y, use_reentrant=False, preserve_rng_state=False)
+        return y.sum()
+
+    return training(blocks, loss)
+
+
+@program
+def checkpointed_with_dropout() -> Training:
+    block = nn.Sequential(nn.Linear(8, 12), nn.Dropout(0.4), nn.ReLU(), nn.Linear(12, 8))
+    x = torch.randn(3, 8)
+    return training(block, lambda: checkpoint(block, x, use_reentrant=False).sum())
+
+
+@program
+def hooks_of_the_users_own() -> Training:
+    model = Bag(one=nn.Linear(8, 7), two=nn.Linear(7, 5))
+    x = torch.randn(3, 8)
+
+    def loss() -> Tensor:
+        y = model.one(x).sigmoid()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t + 0.0, lambda t: t):
+            z = y.exp()
+        return model.two(z).sum()
+
+    return training(model, loss)
+
+
+@program
+def detached_values() -> Training:
+    model = Bag(one=nn.Linear(8, 7), two=nn.Linear(7, 5))
+    x = torch.randn(3, 8)
+
+    def loss() -> Tensor:
+        y = model.one(x).sigmoid()
+        return model.two(y * y.detach()).sum() + (y.detach() * y).exp().sum()
+
+    return training(model, loss)
+
+
+@program
+def straight_through() -> Training:
+    model = nn.Linear(8, 7)
+    x = torch.randn(3, 8)
+
+    def loss() -> Tensor:
+        y = model(x)
+        return (y + (y.round() - y).detach()).pow(2).sum()
+
+    return training(model, loss)
+
+
+@program
+def views_of_all_kinds() -> Training:
+    model = nn.Linear(6, 12)
+    x = torch.randn(4, 6)
+
+    def loss() -> Tensor:
+        y = model(x)
+        a = y.view(4, 3, 4).transpose(1, 2)[:, 1:, ::2]
+        b = y[1].expand(5, 12)
+        c = y.unfold(1, 3, 2).permute(2, 0, 1)
+        d = y.diagonal() * y.t()[2]
+        return (a.sin() * a).sum() + (b * b.exp()).sum() + c.cos().sum() + d.sum()
+
+    return training(model, loss)
+
+
+@program
+def in_place_on_views() -> Training:
+    model = nn.Linear(6, 12)
+    x = torch.randn(4, 6)
+
+    def loss() -> Tensor:
+        y = model(x).sigmoid() + 1.0
+        y[:, :4] *= 2.0
+        y[1].neg_()
+        z = y.view(2, 24)
+        z[:, 3].add_(1.0)
+        return (z.pow(2)).sum() + y.sin().sum()
+
+    return training(model, loss)
+
+
+@program
+def in_place_chain() -> Training:
+    model = nn.Conv2d(2, 3, 3, bias=False)
+    x = torch.randn(2, 2, 6, 6)
+    return training(model, lambda: model(x).mul_(2.0).add_(1.0).sigmoid_().sum())
+
+
+@program
+def a_buffer_filled_by_slices() -> Training:
+    model = nn.Linear(6, 4)
+    x = torch.randn(3, 6)
+
+    def loss() -> Tensor:
+        out = torch.empty(3, 12)
+        for i in range(3):
+            out[:, 4 * i : 4 * i + 4] = model(x * float(i))
+        return out.exp().sum()
+
+    return training(model, loss)
+
+
+@program
+def results_into_given_tensors() -> Training:
+    """`out=` grows a tensor that was empty."""
+    model = nn.Linear(6, 4)
+    x = torch.randn(3, 6)
+
+    def loss() -> Tensor:
+        grown, there = torch.empty(0), torch.empty(3, 6)
+        with torch.no_grad():
+            torch.exp(x, out=grown)
+            torch.mul(x, 2.0, out=there)
+        return (model(grown) * model(there)).sum()
+
+    return training(model, loss)
+
+
+@program
+def a_storage_that_grows_and_shrinks() -> Training:
+    model = nn.Linear(6, 4)
+    x = torch.randn(3, 6)
+
+    def loss() -> Tensor:
+        y = x * 2.0
+        scratch = y * 3.0
+        scratch.untyped_storage().resize_(0)
+        z = model(y)
+        scratch.untyped_storage().resize_(y.nbytes)
+        with torch.no_grad():
+            scratch.copy_(y)
+        return (z.exp() * scratch[:, :4]).sum()
+
+    return training(model, loss)
+
+
+@program
+def mixed_precision() -> Training:
+    model = nn.Sequential(nn.Linear(8, 12), nn.LayerNorm(12), nn.GELU(), nn.Linear(12, 5))
+    x, labels = torch.randn(4, 8), torch.randint(5, (4,))
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return F.cross_entropy(model(x), labels)
+
+    return training(model, loss)
+
+
+@program
+def weight_norm() -> Training:
+    model = nn.utils.parametrizations.weight_norm(nn.Linear(6, 9))
+    x = torch.randn(3, 6)
+    return training(model, lambda: model(x).sum())
+
+
+# -- Python ----------------------------------------------------------------------------------------
+
+
+@program
+def the_loss_is_printed() -> Training:
+    model = nn.Linear(6, 9)
+    x = torch.randn(3, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    history: list[float] = []
+
+    def run() -> None:
+        optimizer.zero_grad()
+        loss = model(x).exp().sum()
+        history.append(loss.item())
+        loss.backward()
+        if (loss.detach() > 0).all():
+            optimizer.step()
+        history.append(model.weight.grad.norm().item())
+
+    return Training(model, run, optimizer)
+
+
+@program
+def a_branch_on_data() -> Training:
+    model = Bag(one=nn.Linear(6, 9), two=nn.Linear(6, 7))
+    x = torch.rand(3, 6)
+
+    def loss() -> Tensor:
+        layer = model.one if x.sum() > 0 else model.two
+        return layer(x).exp().sum()
+
+    return training(model, loss)
+
+
+@program
+def batches_made_in_the_step() -> Training:
+    model = nn.Linear(6, 9)
+
+    def loss() -> Tensor:
+        x = torch.randn(3, 6)
+        weights = torch.arange(9, dtype=torch.float32)
+        return (model(x) * weights).sum()
+
+    return training(model, loss)
+
+
+@program
+def constants_made_in_the_step() -> Training:
+    """Tensors of Python numbers, which appear without an operator."""
+    model = nn.Linear(6, 9)
+
+    def loss() -> Tensor:
+        x = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
+        scale = torch.as_tensor([0.5] * 9)
+        return (model(x) * scale).exp().sum()
+
+    return training(model, loss)
+
+
+@program
+def evaluation_inside_the_step() -> Training:
+    model = nn.Sequential(nn.Linear(6, 9), nn.Dropout(0.5), nn.Linear(9, 2))
+    x = torch.randn(3, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        model(x).sum().backward()
+        optimizer.step()
+        model.eval()
+        with torch.inference_mode():
+            model(x).argmax(-1)
+        model.train()
+
+    return Training(model, run, optimizer)
