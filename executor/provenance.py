@@ -8,6 +8,8 @@ import subprocess
 
 import torch
 
+from ..machines import find_machine, machine_names
+
 
 def provenance(device: torch.device) -> dict[str, str]:
     """Return what was there when a recording was made on *device*, as notes of a trace."""
@@ -31,6 +33,14 @@ def provenance(device: torch.device) -> dict[str, str]:
         f"matrix products={torch.backends.cuda.matmul.allow_tf32}",
         "allocator": f"{torch.cuda.get_allocator_backend()}, settings: {setting or 'default'}",
     }
+
+
+def machine_of(device: torch.device) -> str:
+    """Return the name of the built-in machine whose GPU *device* is, "" if there is none."""
+    if device.type != "cuda":
+        return ""
+    gpu = torch.cuda.get_device_properties(device).name
+    return next((name for name in machine_names() if find_machine(name).gpu == gpu), "")
 
 
 def _driver() -> str:

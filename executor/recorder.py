@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import torch
 
 from ..errors import InvalidInput
@@ -24,7 +25,7 @@ from .meter import CudaMeter, blocks
 from .modules import Modules
 from .names import known
 from .phases import PhaseTimes, Stopwatch
-from .provenance import provenance
+from .provenance import machine_of, provenance
 from .saves import RefuseCompiled, Saves
 from .timeline import Marks, Timeline, profiled
 
@@ -121,7 +122,8 @@ class Recorder:
             return assemble(self._step, self.name, notes)
         found = self._times()
         notes |= self._findings(found)
-        return assemble(self._step, self.name, notes, found.times)
+        trace = assemble(self._step, self.name, notes, found.times)
+        return msgspec.structs.replace(trace, machine=machine_of(self.device))
 
     # -- stages ------------------------------------------------------------------------------------
 

@@ -49,7 +49,8 @@ class Swing(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """A saved tensor: its first byte and span, and how many allocations came before each hook.
+    """A saved tensor: its first byte and span, how many allocations came before each hook, and the
+    node that asked for it.
 
     *at_pack* and *at_unpack* are the bytes alive at the hooks since the start of the step, as the
     least and the most that they can be.
@@ -59,6 +60,7 @@ class Hold(NamedTuple):
     nbytes: int
     packed: int
     unpacked: int
+    node: str
     at_pack: tuple[int, int]
     at_unpack: tuple[int, int]
 
@@ -118,6 +120,7 @@ class _Hooks:
     def __init__(self) -> None:
         self.extents: list[tuple[int, int]] = []
         self.storages: list[int] = []
+        self.asked_by: dict[int, str] = {}
 
     def pack(self, tensor: torch.Tensor) -> "_Kept":
         number = len(self.extents)
@@ -128,6 +131,8 @@ class _Hooks:
 
     def unpack(self, kept: "_Kept") -> torch.Tensor:
         _mark(f"unpack {kept.number}")
+        node = torch._C._current_autograd_node()
+        self.asked_by.setdefault(kept.number, "" if node is None else node.name())
         return kept.tensor
 
 
@@ -284,7 +289,8 @@ def _holds(events: list[Event], hooks: _Hooks, skipped: set[int]) -> Iterator[Ho
             continue
         packed, at_pack = at[f"pack {number}"]
         unpacked, at_unpack = at.get(f"unpack {number}") or at.get(f"freed {number}") or end
-        yield Hold(offset, nbytes, packed, unpacked, (at_pack,) * 2, (at_unpack,) * 2)
+        node = hooks.asked_by.get(number, "")
+        yield Hold(offset, nbytes, packed, unpacked, node, (at_pack,) * 2, (at_unpack,) * 2)
 
 
 # -- the trace -------------------------------------------------------------------------------------
@@ -335,6 +341,7 @@ def holds_of(trace: Trace) -> list[Hold]:
                 nbytes,
                 allocations[save.packed],
                 allocations[save.unpacked],
+                save.node,
                 (least[save.packed], most[save.packed]),
                 (least[save.unpacked], most[save.unpacked]),
             )
@@ -384,10 +391,10 @@ def _show(swing: Swing) -> str:
 
 def hold_differences(plain: list[Hold], trace: list[Hold]) -> list[str]:
     """Say how the saves of a trace differ from those of the plain step."""
-    if [each[:4] for each in plain] != [each[:4] for each in trace]:
-        one, two = ([each[:4] for each in holds] for holds in (plain, trace))
+    one, two = ([each[:5] for each in holds] for holds in (plain, trace))
+    if one != two:
         return [
-            f"(offset, bytes, packed, unpacked): only plain {[h for h in one if h not in two]}",
+            f"(offset, bytes, packed, unpacked, node): only plain {[h for h in one if h not in two]}",
             f"only in the trace {[h for h in two if h not in one]}; {len(one)} and {len(two)}",
         ]
     return [
