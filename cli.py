@@ -195,7 +195,8 @@ def record(function: str, output: str, name: str | None, guess: bool) -> None:
     superneurons.zoo:resnet50:batch=64. Without a GPU the step is estimated.
     """
     from .notation import format_bytes
-    from .traces import SUFFIXES, write_trace
+    from .traces import write_trace
+    from .traces.file import SUFFIXES
 
     if not output.endswith(SUFFIXES):
         raise InvalidInput(f"{output}: a trace file ends in {', '.join(SUFFIXES)}")

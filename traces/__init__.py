@@ -3,7 +3,7 @@
 from .catalog import find_trace, trace_maker, trace_names
 from .collector import without_collector
 from .facts import Facts
-from .file import SUFFIXES, read_trace, write_trace
+from .file import read_trace, write_trace
 from .model import (
     Algorithm,
     Kind,
@@ -21,7 +21,6 @@ from .randomized import random_trace
 from .shipped import shipped
 
 __all__ = [
-    "SUFFIXES",
     "Algorithm",
     "Facts",
     "Kind",
