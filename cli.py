@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+from pathlib import Path
 from typing import Any
 
 import click
@@ -145,26 +146,34 @@ def traces(trace: str | None) -> None:
         click.echo(summary(find_trace(trace)))
 
 
+def _new_trace(_: click.Context, __: click.Parameter, name: str) -> str:
+    """Refuse a trace file that could not be written, before anything is made for it."""
+    from .traces.file import SUFFIXES
+
+    if not name.endswith(SUFFIXES):
+        raise InvalidInput(
+            f"{name}: a trace file ends in {', '.join(SUFFIXES)}; give -o such a name"
+        )
+    if not Path(name).parent.is_dir():
+        raise InvalidInput(f"{name}: there is no folder {str(Path(name).parent)!r}; make it first")
+    return name
+
+
 @main.command()
 @click.argument("foreign", type=click.Path())
 @click.option(
     "-o",
     "--output",
     "trace",
-    type=click.Path(dir_okay=False),
+    callback=_new_trace,
     required=True,
     help="The trace file to write: step.yaml, step.json.gz",
 )
 def convert(foreign: str, trace: str) -> None:
     """Make a trace file of FOREIGN: another tool's file, or a trace that is to be spelled anew."""
     from .traces import write_trace
-    from .traces.file import SUFFIXES
     from .traces.readers import read_foreign
 
-    if not trace.endswith(SUFFIXES):
-        raise InvalidInput(
-            f"{trace}: a trace file ends in {', '.join(SUFFIXES)}; give -o such a name"
-        )
     found, step = read_foreign(foreign)
     write_trace(step, trace)
     lacks = step.notes.get("lacking", found.lacks)
@@ -179,9 +188,9 @@ def convert(foreign: str, trace: str) -> None:
 @click.option(
     "-o",
     "--output",
+    callback=_new_trace,
     required=True,
-    type=click.Path(dir_okay=False),
-    help="The trace to write: step.json.gz",
+    help="The trace file to write: step.json.gz",
 )
 @click.option("--name", help="The trace's name; the function's unless given.")
 @click.option(
@@ -196,10 +205,7 @@ def record(function: str, output: str, name: str | None, guess: bool) -> None:
     """
     from .notation import format_bytes
     from .traces import write_trace
-    from .traces.file import SUFFIXES
 
-    if not output.endswith(SUFFIXES):
-        raise InvalidInput(f"{output}: a trace file ends in {', '.join(SUFFIXES)}")
     if importlib.util.find_spec("torch") is None:
         raise MissingExtra(
             "recording needs PyTorch: pip install 'superneurons[torch]', or a build of it from "
@@ -208,8 +214,8 @@ def record(function: str, output: str, name: str | None, guess: bool) -> None:
     from .executor import record_function
 
     trace, estimated = record_function(function, name, guess=guess)
-    write_trace(trace, output)
     facts = trace.facts
+    write_trace(trace, output)
     held = sum(n for n, there in zip(facts.nbytes, facts.alive_at_start, strict=True) if there)
     what = "estimated" if estimated else "recorded"
     click.echo(
