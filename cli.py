@@ -107,6 +107,50 @@ def simulate(
 
 @main.command()
 @click.argument("trace")
+@click.option("--vary", "parameter", required=True, help="The parameter to find: batch, n3")
+@click.option("--machine", required=True, help="A name or file, with overrides.")
+@click.option("--policy", default="superneurons", show_default=True, help="One policy.")
+@click.option("--budget", help="Bound the device memory: 6GiB")
+@click.option("--json", "as_json", is_flag=True, help="Print everything, as an object.")
+def fit(
+    trace: str, parameter: str, machine: str, policy: str, budget: str | None, as_json: bool
+) -> None:
+    """Find the largest value of a parameter with which TRACE fits, by bisection.
+
+    superneurons fit alexnet --vary batch --machine k40c --policy liveness+offload
+    """
+    from .machines import find_machine
+    from .notation import format_bytes, parse_bytes, parse_call
+    from .policies import find_policy
+    from .studies import Trial
+    from .studies import fit as search
+
+    def tell(trial: Trial) -> None:
+        click.echo(f"{parameter}={trial.value}: {trial.why}", err=True)
+
+    on, asked = find_machine(machine), find_policy(policy)
+    limit = None if budget is None else parse_bytes(budget)
+    found = search(parse_call(trace), parameter, on, asked, limit, tell)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        return
+    if found.best is None:
+        click.echo(f"{trace} does not fit {on.name} under {policy}, not even with {parameter}=1.")
+    else:
+        report = found.best.report
+        assert report is not None
+        click.echo(
+            f"{trace} fits {on.name} under {policy} up to {parameter}={found.best.value}: "
+            f"{format_bytes(report.reserved_peak_bytes)} reserved of "
+            f"{format_bytes(report.limit_bytes)}, step time {report.step_time_ns / 1e6:.3f} ms."
+        )
+    click.echo(f"The limit is: {found.limit} ({found.too_large.why}).")
+
+
+@main.command()
+@click.argument("trace")
 @click.argument("file", type=click.Path(dir_okay=False))
 def check(trace: str, file: str) -> None:
     """Prove the schedule in FILE over TRACE, the one that it was made for."""

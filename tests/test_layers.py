@@ -21,6 +21,7 @@ LEVELS = [
     {"reports"},
     {"policies"},
     {"sim", "executor", "zoo"},
+    {"studies"},
     {"cli"},
 ]
 BELOW = {
