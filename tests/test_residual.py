@@ -1,10 +1,10 @@
-"""Forks and joins against the paper: Table 1's ResNet50 row, from a network drawn here."""
+"""Forks and joins against the paper: Table 1's row of ResNet50."""
 
 import pytest
 
 from superneurons.machines import find_machine
 from superneurons.policies import decide, find_policy
-from superneurons.traces.layers import Network
+from superneurons.traces.resnet import residual_network
 from superneurons.traces.step import training_step
 
 K40C = find_machine("k40c")
@@ -12,29 +12,7 @@ K40C = find_machine("k40c")
 
 @pytest.fixture(scope="module")
 def resnet50():
-    net = Network("resnet50", 32, (3, 227, 227))
-    stem = net.conv("data", "conv1", 64, 7, stride=2, padding=3, bias=False)
-    x = net.pool(net.relu(net.bn(stem, "bn1"), "relu1"), "pool1", 3, 2)
-    for stage, (blocks, channels) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512))):
-        for block in range(blocks):
-            x = bottleneck(net, x, f"{stage}.{block}", channels, stage > 0, block == 0)
-    net.softmax(net.fc(net.pool(x, "average", 7, 1), "fc", 1000), "softmax")
-    return net
-
-
-def bottleneck(net, x, name, channels, later_stage, first):
-    stride = 2 if later_stage and first else 1
-    fork = net.fork(x, f"{name}.fork")
-    y = net.conv(fork, f"{name}.conv1", channels, 1, stride=stride, bias=False)
-    y = net.relu(net.bn(y, f"{name}.bn1"), f"{name}.relu1")
-    y = net.conv(y, f"{name}.conv2", channels, 3, padding=1, bias=False)
-    y = net.relu(net.bn(y, f"{name}.bn2"), f"{name}.relu2")
-    y = net.bn(net.conv(y, f"{name}.conv3", 4 * channels, 1, bias=False), f"{name}.bn3")
-    shortcut = fork
-    if first:
-        shortcut = net.conv(fork, f"{name}.conv4", 4 * channels, 1, stride=stride, bias=False)
-        shortcut = net.bn(shortcut, f"{name}.bn4")
-    return net.relu(net.join((shortcut, y), f"{name}.join"), f"{name}.relu")
+    return residual_network("resnet50", (3, 4, 6, 3), 32, 227)
 
 
 @pytest.mark.parametrize(

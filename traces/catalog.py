@@ -9,14 +9,24 @@ from ..notation import build, parse_call
 from .alexnet import alexnet
 from .chain import chain
 from .file import SUFFIXES, read_trace
+from .inception import inceptionv4
 from .model import Trace
 from .randomized import randomized
+from .resnet import resnet, resnet50, resnet101, resnet152
 from .shipped import read_shipped, shipped
+from .vgg import vgg16, vgg19
 
 BUILTIN: Final[dict[str, Callable[..., Trace]]] = {
     "alexnet": alexnet,
     "chain": chain,
+    "inceptionv4": inceptionv4,
     "random": randomized,
+    "resnet": resnet,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "resnet152": resnet152,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
 }
 
 

@@ -4,10 +4,12 @@ Forward and backward follow the execution route. Every layer's output is one sto
 one for each reader); every backward makes the gradient of its layer's input, or writes it over
 the gradient that it was given. Weights, their gradients and their momenta are there all the time.
 There is no optimizer operation: the paper's figures end with the last backward.
+
+Forks and joins differ between paper and release: see `Graph`.
 """
 
 from math import prod
-from typing import Final
+from typing import Final, Literal
 
 from ..errors import InvalidInput
 from .layers import LAYER_KINDS, Layer, Network
@@ -16,23 +18,34 @@ from .route import execution_route
 
 FP32_NBYTES: Final = 4
 
+Graph = Literal["release", "paper"]
+"""Whose forks and joins. In the release's graph each has private outputs, which Table 1 needs; in
+the paper's, which Fig. 2 needs, a fork's first output is its input and a join adds into its first
+input. Gradients are alike in both."""
 
-def training_step(network: Network, name: str) -> Trace:
-    """Return one forward and backward of *network*, untimed: flops and bytes for a roofline."""
-    return _Step(network).trace(name)
+
+def training_step(network: Network, name: str, graph: Graph = "release") -> Trace:
+    """Return one forward and backward of *network*, untimed: flops and bytes for a roofline.
+
+    Under the paper's *graph*, a join that writes over what a backward has still to read makes a
+    trace that is refused when it is compiled.
+    """
+    return _Step(network, graph).trace(name)
 
 
 class _Step:
     """The trace under construction."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, graph: Graph) -> None:
         self._network = network
+        self._graph = graph
         self._followers = network.successors()
         self._storages: list[Storage] = []
         self._values: list[Value] = []
         self._operations: list[Operation] = []
         self._nbytes: dict[str, int] = {}  # of values and storages alike
         self._versions: dict[str, int] = {}
+        self._outputs: dict[str, list[str]] = {"data": ["data"]}  # a fork's: one for each reader
         self._gradients: dict[
             tuple[str, str], str
         ] = {}  # (layer, reader) -> gradient of the output
@@ -61,10 +74,7 @@ class _Step:
             storages=tuple(self._storages),
             values=tuple(self._values),
             operations=tuple(self._operations),
-            notes={
-                "made": "from a layer graph, with the dependency lists of the SuperNeurons release",
-                "times": "none measured: the roofline of the machine that it is simulated on",
-            },
+            notes=_NOTES | (_PAPER_NOTE if self._graph == "paper" else {}),
         )
 
     def _prove(self) -> None:
@@ -85,10 +95,9 @@ class _Step:
                 )
 
     def _forward(self, layer: Layer) -> None:
-        writes = self._outputs(layer)
-        for output in writes:
-            self._store(output, "activation", prod(layer.shape))
         reads = [self._output(source, layer.name) for source in layer.inputs]
+        self._outputs[layer.name] = outputs = self._make_outputs(layer, reads[0])
+        writes = [output for output in outputs if output not in reads]
         if layer.parameters:
             reads.append(f"{layer.name}.weights")
         self._operate(layer, "", reads, writes, layer.flops)
@@ -102,7 +111,7 @@ class _Step:
             given = [f"{layer.name}.out"]
         reads = list(given)
         if rule.reads_output and layer.kind != "softmax":
-            reads += self._outputs(layer)
+            reads += self._outputs[layer.name]
         if rule.reads_input:
             reads += [self._output(source, layer.name) for source in layer.inputs]
         writes = []
@@ -139,16 +148,24 @@ class _Step:
             )
         )
 
-    def _outputs(self, layer: Layer) -> list[str]:
+    def _make_outputs(self, layer: Layer, source: str) -> list[str]:
+        """Return the values of a layer's outputs; *source* is the first value that it reads."""
+        outputs = [f"{layer.name}.out"]
         if layer.kind == "fork":
-            return [f"{layer.name}.out.{i}" for i in range(len(self._followers[layer.name]))]
-        return [f"{layer.name}.out"]
+            outputs = [f"{layer.name}.out.{i}" for i in range(len(self._followers[layer.name]))]
+        if self._graph == "paper":
+            if layer.kind == "fork":
+                outputs[0] = source
+            elif layer.kind == "join":
+                outputs[0] = self._next_version(source)
+        for output in outputs:
+            if output not in self._nbytes:
+                self._store(output, "activation", prod(layer.shape))
+        return outputs
 
     def _output(self, layer: str, reader: str) -> str:
-        """Return the value that *reader* reads of *layer*: a fork has a copy for each reader."""
-        if layer == "data":
-            return "data"
-        outputs = self._outputs(self._network.layers[layer])
+        """Return the value that *reader* reads of *layer*: a fork has one for each reader."""
+        outputs = self._outputs[layer]
         return outputs[self._followers[layer].index(reader)] if len(outputs) > 1 else outputs[0]
 
     def _next_version(self, value: str) -> str:
@@ -168,3 +185,11 @@ _BESIDE_WEIGHTS: Final[tuple[tuple[str, Kind], ...]] = (
     ("grad", "parameter-gradient"),
     ("momentum", "optimizer-state"),
 )
+
+_NOTES: Final = {
+    "made": "from a layer graph, with the dependency lists of the SuperNeurons release",
+    "times": "none measured: the roofline of the machine that it is simulated on",
+}
+_PAPER_NOTE: Final = {
+    "graph": "the paper's: a fork's first output is its input, and a join adds into its first input"
+}
