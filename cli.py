@@ -266,6 +266,8 @@ def record(function: str, output: str, name: str | None, guess: bool) -> None:
         f"{output}: {what} {trace.name}, {facts.op_count} operations, {len(trace.saves)} saves, "
         f"{format_bytes(held)} there at the start; times: {trace.times}"
     )
+    if "caveat" in trace.notes:
+        click.echo(f"Take care: {trace.notes['caveat']}.")
     if estimated:
         click.echo("An estimate: no GPU was asked, so times and workspaces are not measured.")
 

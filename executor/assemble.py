@@ -3,6 +3,7 @@
 Everything here is arithmetic on what was logged; torch is not asked any more.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -113,8 +114,8 @@ class _Assembly:
             for life in (*op.overwrites, *op.updates):
                 self._of[life.number].version += 1
             for life in op.fresh:
-                whole = op.sum_of
-                if whole is not None and self._summed_in_place(i, whole, life):
+                whole = op.result_in
+                if whole is not None and self._in_place(i, whole, life):
                     stored = self._of[whole.number]
                     stored.version += 1
                     self._of[life.number] = stored
@@ -137,7 +138,7 @@ class _Assembly:
         place = dead - self._step.start
         return place if dead >= 0 and place <= self._end else -1
 
-    def _summed_in_place(self, i: int, whole: Life, result: Life) -> bool:
+    def _in_place(self, i: int, whole: Life, result: Life) -> bool:
         """Whether a plain step would have made *result* in the storage *whole*: nobody else held
         it, so it died with the sum."""
         stored = self._of.get(whole.number)
@@ -146,7 +147,6 @@ class _Assembly:
             and stored.born >= 0
             and whole.nbytes == result.nbytes
             and self._place(whole.dead) == i + 1
-            and self._step.operations[i].backward
         )
 
     def _name_storages(self) -> None:
@@ -366,15 +366,17 @@ class _Assembly:
         released = stored.life.released - start
         if stored.born >= 0 and stored.dead >= 0 and 0 <= released <= first_asked:
             stored.released = min(released, stored.dead)
+        lost = [kept for kept in keeps if self._gone_by_then(stored, kept)]
+        if lost and stored.born >= 0:
+            stored.released = -1  # what nobody gets back as it was is none of a policy's business
         saves = []
         for kept in keeps:
+            if kept in lost:
+                continue
             freed = self._freed(kept)
             if kept is last and stored.released >= 0:
                 freed = stored.dead  # the program may hold what it was given back for longer
-            version = self._version(kept)
-            if stored.born < 0 and self._overwritten_by(stored, version) <= self._asked(kept):
-                continue  # running statistics, saved for a use that training does not make
-            value = self._value(stored, version, kept.offset, kept.nbytes)
+            value = self._value(stored, self._version(kept), kept.offset, kept.nbytes)
             saves.append(
                 Save(
                     value=value,
@@ -386,6 +388,11 @@ class _Assembly:
             )
         return saves
 
+    def _gone_by_then(self, stored: _Stored, kept: Kept) -> bool:
+        """Whether what was saved is written over before it is asked for, or let go of unasked:
+        running statistics, say, saved for a use that training does not make."""
+        return self._overwritten_by(stored, self._version(kept)) < self._asked(kept)
+
     def _asked(self, kept: Kept) -> int:
         return self._freed(kept) if kept.unpacked < 0 else kept.unpacked - self._step.start
 
@@ -395,15 +402,19 @@ class _Assembly:
     def _overwritten_by(self, stored: _Stored, version: int) -> int:
         """Return the operation that overwrites a version of a storage; past the end if none."""
         writers = self._writers.get(id(stored), ())
-        return writers[version] if version < len(writers) else self._end + 1
+        later = bisect_left(writers, (version + 1,))
+        return writers[later][1] if later < len(writers) else self._end + 1
 
     @cached_property
-    def _writers(self) -> dict[int, list[int]]:
-        """For each storage, by identity, the operations that write over it, in order."""
-        writers: dict[int, list[int]] = {}
+    def _writers(self) -> dict[int, list[tuple[int, int]]]:
+        """For each storage, by identity, the versions after the first with their operations."""
+        writers: dict[int, list[tuple[int, int]]] = {}
         for i, op in enumerate(self._step.operations):
-            for life in (*op.overwrites, *op.updates):
-                writers.setdefault(id(self._of[life.number]), []).append(i)
+            for life in (*op.fresh, *op.overwrites, *op.updates):
+                found = writers.setdefault(id(self._of[life.number]), [])
+                stored = self._of[life.number]
+                version = found[-1][0] + 1 if found else (0 if stored.born >= 0 else 1)
+                found.append((version, i))
         return writers
 
 

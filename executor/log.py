@@ -4,8 +4,9 @@ A dispatch mode sees the operations below autograd, with composite functions res
 makes another view of the same bytes is no operation here.
 
 One thing a mode changes: where autograd adds up the gradients of a value with several consumers,
-it adds in place in a plain step, and makes a new sum while any mode is active (its rule for tensor
-subclasses). The log marks such sums, and the trace says what a plain step does.
+or scatters a gradient into zeros, it works in place in a plain step, and makes a new tensor while
+any mode is active (its rule for tensor subclasses). The log marks these operations, and the trace
+says what a plain step does.
 """
 
 import sys
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import Unsupported
 from ..traces import Precision
 from .operators import Operator, Overload, draws, operator
-from .private import in_backward, running_node, sequence_number
+from .private import holders, in_backward, running_node, sequence_number
 from .storages import Book, Life
 
 
@@ -40,11 +41,13 @@ class Logged:
 
     *dispatch* is its number among all that was dispatched, views included. *node* is the sequence
     number of its autograd node: the one it makes in forward, the one that runs it in backward.
-    *sum_of* is the storage that a plain step would have added into.
+    *call* tells one call of the program from another: one may run several operations. *result_in*
+    is the storage that a plain step would have put the result into.
     """
 
     __slots__ = (
         "backward",
+        "call",
         "dispatch",
         "flops",
         "fresh",
@@ -57,7 +60,7 @@ class Logged:
         "precision",
         "random",
         "reads",
-        "sum_of",
+        "result_in",
         "updates",
         "waits",
     )
@@ -65,6 +68,7 @@ class Logged:
     def __init__(self, what: Operator) -> None:
         self.operator = what
         self.dispatch = 0
+        self.call: tuple[int, int] = (0, 0)
         self.backward = in_backward()
         self.node = -1
         self.module = ""
@@ -78,7 +82,7 @@ class Logged:
         self.precision: Precision = "fp32"
         self.moved_nbytes = 0
         self.inside_nbytes = 0
-        self.sum_of: Life | None = None
+        self.result_in: Life | None = None
 
 
 class Meter(Protocol):
@@ -103,6 +107,7 @@ class Log(TorchDispatchMode):
         self.book: Final = Book(self.place)
         self.quiet = False  # what the recorder itself does is not logged
         self.module = ""  # the path of the module that runs in forward
+        self.caveats: set[str] = set()
         self.unreleased: list[Life] = []  # saved storages that the program still holds
         self._modules: dict[int, str] = {}  # by sequence number
         self._meter = meter
@@ -164,8 +169,11 @@ class Log(TorchDispatchMode):
         if what.flops is not None:
             logged.flops = int(what.flops(*args, **kwargs, out_val=result))
             logged.precision = precision_of(what, args)
-        if what.name == "add" and logged.backward and not torch.is_grad_enabled():
-            self._mark_sum(logged, args, result)
+        caller = _caller()
+        logged.call = (id(caller), caller.f_lasti)
+        if len(logged.fresh) == 1 and self._plainly_in_place(logged, args, caller):
+            self._mark_in_place(logged, args[0], result)
+        self._follow_sizes(logged)
         for life in logged.overwrites:
             life.version += 1
         for life in logged.updates:
@@ -233,31 +241,74 @@ class Log(TorchDispatchMode):
             return False
         return any(tensor.device.type == "cpu" != self.device.type for tensor in _each(result))
 
+    def _follow_sizes(self, logged: Logged) -> None:
+        """Take an empty storage that an operation has filled for a new one; refuse other sizes."""
+        for life in list(logged.overwrites):
+            nbytes = self.book.nbytes(life)
+            if nbytes == life.nbytes:
+                continue
+            if life.nbytes:
+                raise Unsupported(
+                    f"{logged.operator.name} changes a storage of {life.nbytes} bytes to {nbytes}, "
+                    "which a trace cannot say; make a new tensor instead"
+                )
+            logged.overwrites.remove(life)
+            logged.fresh.append(self.book.renew(life, len(self.operations)))
+
     def _place_in_graph(self, logged: Logged) -> None:
         """Note node and module: a backward operation's module is that of its forward."""
         if logged.backward:
             node = running_node()
             logged.node = -1 if node is None else node._sequence_nr()
+            if node is not None and node.name() in OTHER_FORMULAS:
+                self.caveats.add(node.name())
             logged.module = self._modules.get(logged.node, "")
         else:
             logged.node = sequence_number() - 1
             logged.module = self._modules.setdefault(logged.node, self.module)
             logged.module = self.module
 
-    def _mark_sum(self, logged: Logged, args: tuple[Any, ...], result: torch.Tensor) -> None:
-        """Mark a sum of gradients that autograd would have put into the first one."""
-        first, second = args[0], args[1]
-        if not isinstance(second, torch.Tensor) or len(logged.fresh) != 1:
-            return
+    def _plainly_in_place(self, logged: Logged, args: tuple[Any, ...], caller: FrameType) -> bool:
+        """Return whether torch would run the operation in place if no mode were active.
+
+        That holds for what autograd's engine and some of its formulas do, called from no Python
+        function inside a node, and for the bias that a linear function adds to its product.
+        """
+        first, name = args[0] if args else None, logged.operator.name
+        if not isinstance(first, torch.Tensor) or not self.here(first):
+            return False
+        if logged.backward:
+            if torch.is_grad_enabled() or caller.f_code.co_name != "_engine_run_backward":
+                return False
+            if name in PLAINLY_IN_PLACE:
+                return True
+            node = running_node()
+            if node is None or name not in FORMULAS_IN_PLACE.get(node.name(), ()):
+                return False
+            maker = self._maker(first)
+            return maker is not None and maker.backward and maker.node == logged.node
+        if name != "add":
+            return False
+        maker = self._maker(first)
+        return maker is not None and maker.operator.kind == "matmul" and maker.call == logged.call
+
+    def _maker(self, tensor: torch.Tensor) -> Logged | None:
+        """Return the operation that made a tensor's storage, None if it was there before."""
+        life = self.book.find(tensor)
+        if life is None or not 0 <= life.born < len(self.operations):
+            return None
+        return self.operations[life.born]
+
+    def _mark_in_place(self, logged: Logged, first: torch.Tensor, result: torch.Tensor) -> None:
         life = self.book.find(first)
         if (
             life is not None
+            and holders(life.address) == 2  # *first* itself, and the storage's Python object
             and first.shape == result.shape
             and first.dtype == result.dtype
             and first.stride() == result.stride()
-            and _called_by_engine()
         ):
-            logged.sum_of = life
+            logged.result_in = life
 
     def _refuse_unsupported(self, tensor: torch.Tensor, what: Operator) -> None:
         why = ""
@@ -273,6 +324,24 @@ class Log(TorchDispatchMode):
                 f"{what.name}{where} works on {why}, which a recording cannot tell apart into "
                 "bytes yet; record a step without it"
             )
+
+
+PLAINLY_IN_PLACE: Final = frozenset(
+    {"add", "index_put", "scatter", "scatter_add", "index_add", "masked_scatter", "index_fill"}
+)
+"""What autograd's engine and formulas run in place unless a mode is active."""
+
+FORMULAS_IN_PLACE: Final = {
+    "BinaryCrossEntropyWithLogitsBackward0": frozenset({"sub", "mul", "div"}),
+}
+"""The same for single formulas, by their node's name."""
+
+OTHER_FORMULAS: Final = frozenset(
+    {"MaxBackward1", "MinBackward1", "AmaxBackward0", "AminBackward0", "ProdBackward0"}
+    | {"ProdBackward1", "CumprodBackward0"}
+)
+"""Formulas of which torch runs another one while a mode is active: what a plain step does is not
+seen. A trace with one of them says so."""
 
 
 def extent(tensor: torch.Tensor) -> tuple[int, int]:
@@ -327,12 +396,12 @@ def _trains(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return any(argument is True for argument in (*args, *kwargs.values()))
 
 
-def _called_by_engine() -> bool:
-    """Return whether autograd's engine itself called, and no Python function inside a node."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_name in _WRAPPERS:
+def _caller() -> FrameType:
+    """Return the Python frame that called torch."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name in _WRAPPERS and frame.f_back is not None:
         frame = frame.f_back
-    return frame is not None and frame.f_code.co_name == "_engine_run_backward"
+    return frame
 
 
 _WRAPPERS: Final = frozenset({"__torch_dispatch__", "inner", "_fn"})  # that dynamo puts around ours

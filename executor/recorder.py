@@ -27,6 +27,7 @@ from .names import known
 from .phases import PhaseTimes, Stopwatch
 from .provenance import machine_of, provenance
 from .saves import RefuseCompiled, Saves
+from .storages import resizing_refused
 from .timeline import Marks, Timeline, profiled
 
 WARMUP_STEPS: Final = 3
@@ -117,6 +118,11 @@ class Recorder:
             left = len(self._stages)
             raise InvalidInput(f"{self.name}: a recording needs {left} more steps; run them first")
         notes = {"made": "recorded from a training step in PyTorch"} | provenance(self.device)
+        if self._log.caveats:
+            notes["caveat"] = (
+                f"{', '.join(sorted(self._log.caveats))}: torch runs another formula for these while "
+                "a step is recorded; bytes around them may differ from those of a plain step"
+            )
         if self.device.type != "cuda":
             notes["times"] = "none measured: the roofline of the machine that it is simulated on"
             return assemble(self._step, self.name, notes)
@@ -174,7 +180,7 @@ class Recorder:
         begin = time.perf_counter()
         one_thread = torch.autograd.set_multithreading_enabled(False)
         names = self._name_gradients(gradients)
-        with _no_collections(), one_thread, self._modules, names, saves, log:
+        with _no_collections(), one_thread, self._modules, resizing_refused(), names, saves, log:
             yield
         self.logged_s = time.perf_counter() - begin
         log.poll()

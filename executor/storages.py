@@ -6,10 +6,12 @@ be asked again and again.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
+from ..errors import Unsupported
 from .private import address, holders
 
 
@@ -53,6 +55,24 @@ class Life:
         return self.dead < 0 and holders(self.address) - 1 > self.keeps
 
 
+@contextmanager
+def resizing_refused() -> Iterator[None]:
+    """Refuse what no operator tells of: a storage that is given another size by hand."""
+    plain = torch.UntypedStorage.resize_
+
+    def refuse(storage: torch.UntypedStorage, nbytes: int) -> None:
+        raise Unsupported(
+            f"the step resizes a storage of {storage.nbytes()} bytes to {nbytes} by hand, which a "
+            "trace cannot say; record a step without that"
+        )
+
+    torch.UntypedStorage.resize_ = refuse  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.UntypedStorage.resize_ = plain  # type: ignore[method-assign]
+
+
 class Book:
     """All storages that have been seen, by number. *clock* says the present place."""
 
@@ -70,18 +90,36 @@ class Book:
         """Begin the life of a tensor's storage, born at a place (-1: before the log)."""
         storage = tensor.untyped_storage()
         life = Life(len(self.lives), storage, born)
-        where = life.address
         self.lives.append(life)
-        self._at[where] = life
+        self._at[life.address] = life
 
+        self._watch(life, storage)
+        return life
+
+    def _watch(self, life: Life, storage: torch.UntypedStorage) -> None:
         def die(_: object) -> None:
             life.dead = self._clock()
             self._watches.pop(life.number, None)
-            if self._at.get(where) is life:
-                del self._at[where]
+            if self._at.get(life.address) is life:
+                del self._at[life.address]
 
         self._watches[life.number] = weakref.ref(storage, die)
-        return life
+
+    def nbytes(self, life: Life) -> int:
+        """Return the present size of a storage that lives."""
+        storage = self._watches[life.number]()
+        return life.nbytes if storage is None else storage.nbytes()
+
+    def renew(self, life: Life, born: int) -> Life:
+        """End a life whose storage has been given another size, and begin the next one of it."""
+        storage = self._watches.pop(life.number)()
+        assert storage is not None
+        life.dead = born
+        renewed = Life(len(self.lives), storage, born)
+        self.lives.append(renewed)
+        self._at[renewed.address] = renewed
+        self._watch(renewed, storage)
+        return renewed
 
     def alive(self) -> list[Life]:
         """Return those that live, oldest first."""

@@ -101,7 +101,8 @@ class Lifetimes:
         if start < unpacked and not self._trace.storages[s].alive_at_start:
             self.managed[s] = True
             self.absent_from[s], self.absent_until[s] = start, unpacked
-            if unpacked < self._end and s not in self.needs[unpacked]:
+            asked = unpacked < min(self._end, self.death[s])  # else it is let go of unasked
+            if asked and s not in self.needs[unpacked]:
                 self.needs[unpacked] += (s,)
 
     def _releases(self) -> dict[int, int]:
