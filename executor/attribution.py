@@ -1,6 +1,6 @@
 """From timelines to times of operations: what each held the GPU, and what it took to launch."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from statistics import median
 from typing import Final, NamedTuple
@@ -35,17 +35,14 @@ def owners(marked: Timeline, number_of: dict[int, int]) -> list[int]:
     """Return for each activity of a marked step the operation that launched it.
 
     *number_of* gives the operation by the number of its mark. What a view or an unmarked call
-    launched belongs to the operation before it.
+    launched belongs to the operation that was begun before it.
     """
-    starts = [begin for _, begin, _ in marked.marks]
-    found = []
-    last = 0
-    for activity in marked.activities:
-        i = bisect_right(starts, activity.launch_ns) - 1
-        if i >= 0 and activity.launch_ns <= marked.marks[i][2]:
-            last = number_of.get(marked.marks[i][0], last)
-        found.append(last)
-    return found
+    begun = [(begin, number_of[number]) for number, begin, _ in marked.marks if number in number_of]
+    starts = [begin for begin, _ in begun]
+    return [
+        begun[max(0, bisect_right(starts, activity.launch_ns) - 1)][1] if begun else 0
+        for activity in marked.activities
+    ]
 
 
 def attribute(
@@ -140,7 +137,7 @@ def _host_ns(step: Timeline, owner: list[int], count: int) -> tuple[list[int], d
         ns = activity.launched_ns - before
         long = activity.launched_ns - activity.launch_ns
         lost = long - usual if long > 20 * usual else 0  # the queue of launches was full
-        for i in range(bisect_right(wait_starts, before), len(step.waits)):
+        for i in range(bisect_left(wait_starts, before), len(step.waits)):
             if step.waits[i].start_ns >= activity.launch_ns:
                 break
             lost += step.waits[i].ns

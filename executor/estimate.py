@@ -15,8 +15,8 @@ from ..errors import Unsupported
 from ..traces import Trace
 from .cuda_operators import CUDNN_NAMES, CudaOperators
 from .log import Log, tensors_of
-from .operators import Operator, Overload, operator
-from .private import DataDependentOutputException, FakeTensorMode, address
+from .operators import Operator, operator
+from .private import DataDependentOutputException, FakeTensorMode, Overload, address
 from .recorder import Recorder
 
 

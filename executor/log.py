@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import Unsupported
 from ..traces import Precision
-from .operators import Operator, Overload, draws, operator
-from .private import holders, in_backward, running_node, sequence_number
+from .operators import Operator, draws, operator
+from .private import Overload, holders, in_backward, number_of, running_node, sequence_number
 from .storages import Book, Life
 
 
@@ -259,7 +259,7 @@ class Log(TorchDispatchMode):
         """Note node and module: a backward operation's module is that of its forward."""
         if logged.backward:
             node = running_node()
-            logged.node = -1 if node is None else node._sequence_nr()
+            logged.node = -1 if node is None else number_of(node)
             if node is not None and node.name() in OTHER_FORMULAS:
                 self.caveats.add(node.name())
             logged.module = self._modules.get(logged.node, "")

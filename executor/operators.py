@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch.utils.flop_counter import flop_registry
 
-Overload = torch._ops.OpOverload
+from .private import Overload, arguments
 
 
 class Operator:
@@ -41,7 +41,7 @@ class Operator:
         packet = overload.overloadpacket
         self.name: str = packet.__name__
         self.kind: str = kind_of(self.name)
-        schema = overload._schema.arguments
+        schema = arguments(overload)
         written = {
             key
             for i, argument in enumerate(schema)

@@ -3,6 +3,7 @@
 `tests/test_private.py` tells when one has gone or behaves differently. Seen in 2.11 and 2.13.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,15 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException as DataDependentOutputException,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+
+Overload = torch._ops.OpOverload
+"""An operator with one of its signatures: what a dispatch mode is handed."""
+
+
+def arguments(overload: Overload) -> Sequence[Any]:
+    """Return an operator's arguments as its schema has them, with names and what it writes."""
+    found: Sequence[Any] = overload._schema.arguments
+    return found
 
 
 def sequence_number() -> int:
@@ -20,6 +30,19 @@ def sequence_number() -> int:
 def running_node() -> Any:
     """Return the autograd node that runs in this thread, None outside backward."""
     return torch._C._current_autograd_node()
+
+
+def number_of(node: Any) -> int:
+    """Return an autograd node's sequence number."""
+    return int(node._sequence_nr())
+
+
+def version(tensor: torch.Tensor) -> int:
+    """Return how often a tensor's storage was modified, as autograd counts it; -1 if it does not.
+
+    Tensors made in inference mode have no count.
+    """
+    return -1 if tensor.is_inference() else int(tensor._version)
 
 
 def in_backward() -> bool:

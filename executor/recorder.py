@@ -120,8 +120,8 @@ class Recorder:
         notes = {"made": "recorded from a training step in PyTorch"} | provenance(self.device)
         if self._log.caveats:
             notes["caveat"] = (
-                f"{', '.join(sorted(self._log.caveats))}: torch runs another formula for these while "
-                "a step is recorded; bytes around them may differ from those of a plain step"
+                f"{', '.join(sorted(self._log.caveats))}: torch runs other formulas for these "
+                "while a step is recorded; bytes around them may differ from a plain step's"
             )
         if self.device.type != "cuda":
             notes["times"] = "none measured: the roofline of the machine that it is simulated on"

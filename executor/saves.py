@@ -7,7 +7,7 @@ import torch
 
 from ..errors import Unsupported
 from .log import Log, extent
-from .private import running_node, sequence_number
+from .private import running_node, sequence_number, version
 from .storages import Life
 
 
@@ -50,7 +50,7 @@ class _Handle:
     def __init__(self, tensor: torch.Tensor, kept: Kept | None) -> None:
         self.tensor = tensor
         self.kept = kept
-        self.version = -1 if tensor.is_inference() else tensor._version
+        self.version = version(tensor)
 
 
 class RefuseCompiled(torch.autograd.graph.saved_tensors_hooks):
@@ -120,13 +120,13 @@ class Saves(torch.autograd.graph.saved_tensors_hooks):
     def _unpack(self, handle: Any) -> torch.Tensor:
         tensor: torch.Tensor = handle.tensor
         kept: Kept | None = handle.kept
-        if handle.version >= 0 and tensor._version != handle.version:
+        if version(tensor) != handle.version:
             node = running_node()
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an "
                 f"inplace operation: a saved tensor of shape {list(tensor.shape)}"
                 f"{f', asked for by {node.name()},' if node is not None else ''} is at version "
-                f"{tensor._version}; it was saved at version {handle.version}"
+                f"{version(tensor)}; it was saved at version {handle.version}"
             )
         if kept is not None and kept.unpacked < 0:
             self._log.poll()

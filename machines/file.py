@@ -33,7 +33,13 @@ REQUIRED: Final = {
     "launch_time": "ns",
     "allocator": "",
 }
-OPTIONAL: Final = {"tf32_rate": "flop per second", "half_rate": "flop per second", "gpu": ""}
+OPTIONAL: Final = {
+    "tf32_rate": "flop per second",
+    "half_rate": "flop per second",
+    "gpu": "",
+    "malloc_time": "ns",
+    "free_time": "ns",
+}
 TIER: Final = {
     "{}_memory": "bytes",
     "device_to_{}": "bytes per second",
@@ -132,6 +138,8 @@ class _Reader:
             },
             gpu=self._text("gpu", ""),
             launch_ns=self._quantity("launch_time", "ns"),
+            malloc_ns=self._quantity("malloc_time", "ns", "0ns"),
+            free_ns=self._quantity("free_time", "ns", "0ns"),
             tiers=tuple(self._tier(tier) for tier in tiers),
             allocator=self._text("allocator"),
             written={key: str(figure.value) for key, figure in self._figures.items()},
@@ -173,9 +181,9 @@ class _Reader:
             )
         return default
 
-    def _quantity(self, key: str, unit: str) -> int:
+    def _quantity(self, key: str, unit: str, default: str | None = None) -> int:
         try:
-            return parse_quantity(self._text(key), unit)
+            return parse_quantity(self._text(key, default), unit)
         except InvalidMachine:
             raise
         except InvalidInput as error:

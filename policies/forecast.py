@@ -23,6 +23,8 @@ class Forecast:
     def run(self, op: int, algorithm: int = 0) -> None:
         """An operation runs: it waits for its launch and for what is fetched for it."""
         self._run(op, algorithm, self._facts.needs[op], self._facts.rewrites[op])
+        if op in self._facts.waits:
+            self._launch_ns = self.now_ns
 
     def rerun(self, op: int, algorithm: int = 0) -> None:
         """An operation is computed again: nothing is unpacked for it or updated in passing."""

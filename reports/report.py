@@ -25,8 +25,10 @@ class Report(Struct, frozen=True, kw_only=True):
 
     `step_time_ns` lasts until all lanes are drained; `stall_ns` is the compute lane idle for a
     fence or a fetch; `compute_ns` its busy time, recomputation (`recomputed_ns`) included;
-    `copy_out_ns` and `copy_in_ns` are the busy times of the busiest copy lane each way. A step that
-    does not fit is `short_bytes` short at worst, at operation `short_op`; `why` says so in words.
+    `copy_out_ns` and `copy_in_ns` are the busy times of the busiest copy lane each way;
+    `allocator_ns` is what the host spends in the driver's allocator, its waits for the device not
+    counted. A step that does not fit is `short_bytes` short at worst, at operation `short_op`;
+    `why` says so in words.
     """
 
     trace: str
@@ -55,6 +57,7 @@ class Report(Struct, frozen=True, kw_only=True):
     copied_in_bytes: int
     recomputed_ops: int
     recomputed_ns: int
+    allocator_ns: int
     ops: int
     instructions: int
     allocator: str

@@ -1,7 +1,8 @@
 """Allocators: what the device reserves for the bytes that a schedule asks for.
 
 Memory is decided by order, so an allocator sees the allocations and frees of a schedule in
-instruction order, without a clock. Whether a schedule fits is judged on what it reserves.
+instruction order, without a clock. Whether a schedule fits is judged on what it reserves. One that
+asks the driver for every block counts its calls; what these take is the device's affair.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from ..errors import UnknownName
 from ..schedules import Fetch, Free, Rerun, Run, Schedule
 from ..traces import Trace
 from .caching import CachingAllocator
+from .cudamalloc import CudaMalloc, DriverCalls
+from .pool import MemoryPool
 
 WORKSPACE: Final = -1
 """The block of an operation's workspace and transients, there only while it runs."""
@@ -70,6 +73,8 @@ ALLOCATORS: Final[dict[str, Callable[[int | None], Allocator]]] = {
     "exact": ExactBytes,
     "caching": CachingAllocator,
     "caching-expandable": partial(CachingAllocator, expandable=True),
+    "pool": MemoryPool,
+    "cudamalloc": CudaMalloc,
 }
 
 
@@ -83,15 +88,22 @@ def new_allocator(name: str, limit_nbytes: int | None = None) -> Allocator:
     return ALLOCATORS[name](limit_nbytes)
 
 
-def occupy(trace: Trace, schedule: Schedule, allocator: Allocator) -> None:
-    """Put the allocations and frees of a schedule to *allocator*, in instruction order."""
+def occupy(trace: Trace, schedule: Schedule, allocator: Allocator) -> dict[int, DriverCalls]:
+    """Put the allocations and frees of a schedule to *allocator*, in instruction order.
+
+    Return the calls of the driver by their place in the list: `CudaMalloc` makes one for every
+    block. The other allocators hold on to their memory, and in step after step make none.
+    """
     facts = trace.facts
     nbytes, fresh, inside = facts.nbytes, facts.fresh, facts.inside_nbytes
     allocate, free = allocator.allocate, allocator.free
     for s, alive in enumerate(facts.alive_at_start):
         if alive:
             allocate(s, nbytes[s])
-    for step in schedule.instructions:
+    calls: dict[int, DriverCalls] = {}
+    driver = allocator if isinstance(allocator, CudaMalloc) else None
+    mallocs, frees = (driver.mallocs, driver.frees) if driver is not None else (0, 0)
+    for position, step in enumerate(schedule.instructions):
         if type(step) is Run or type(step) is Rerun:
             op = step.op
             for s in fresh[op]:
@@ -104,3 +116,7 @@ def occupy(trace: Trace, schedule: Schedule, allocator: Allocator) -> None:
             free(step.storage, nbytes[step.storage])
         elif type(step) is Fetch:
             allocate(step.storage, nbytes[step.storage])
+        if driver is not None and (driver.mallocs, driver.frees) != (mallocs, frees):
+            calls[position] = DriverCalls(driver.mallocs - mallocs, driver.frees - frees)
+            mallocs, frees = driver.mallocs, driver.frees
+    return calls

@@ -6,10 +6,10 @@ SimPy's, so what it puts into a lane is never in that lane's past.
 
 Operations start when the host has launched them, when the operation before has ended, and when what
 they wait for is there. Only the last is a stall. Launches follow one another; the host waits only
-for an operation whose result it reads.
+for an operation whose result it reads, and in a cudaFree for the whole device.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import simpy
@@ -18,6 +18,7 @@ from msgspec import Struct
 from ..machines import Tier
 from ..schedules import Copy, Discard, Fetch, Instruction, Rerun, Run, Timing
 from ..traces import Facts
+from .cudamalloc import DriverCalls
 from .lanes import Lane, SharedLink, Steps, Transfer
 
 
@@ -51,7 +52,11 @@ class Observer(Protocol):
 
 
 class Device:
-    """One device with its copy lanes, about to run a schedule."""
+    """One device with its copy lanes, about to run a schedule.
+
+    *calls* are those of the driver's allocator, by place in the list. Like launches they take the
+    host's time; a free first waits until all lanes are idle.
+    """
 
     def __init__(
         self,
@@ -60,11 +65,13 @@ class Device:
         timing: Timing,
         tiers: Sequence[Tier],
         observer: Observer | None = None,
+        calls: Mapping[int, DriverCalls] | None = None,
     ) -> None:
         self._env = env
         self._facts = facts
         self._timing = timing
         self._observer = observer
+        self._calls = calls
         self._links = {tier.name: tier.link for tier in tiers}
         self.out_lanes: dict[str, Lane] = {}
         self.in_lanes: dict[str, Lane] = {}
@@ -74,6 +81,7 @@ class Device:
             self.in_lanes[tier.name] = Lane(env, f"copy in from {tier.name}", shared)
         self.compute_ns = 0
         self.recomputed_ns = 0
+        self.allocator_ns = 0
         self.end_ns = 0
         self.stalls: list[Stall] = []
         self._flights: dict[int, list[Transfer]] = {}  # by storage, until the compute lane met them
@@ -88,10 +96,14 @@ class Device:
             facts.rewrites,
         )
         device_ns, host_ns = timing.device_ns, timing.host_ns
-        flights, waits = self._flights, facts.waits
-        now = launched = busy = again = 0
+        flights, waits, calls = self._flights, facts.waits, self._calls
+        malloc_ns, free_ns = timing.machine.malloc_ns, timing.machine.free_ns
+        now = launched = busy = again = asking = 0
         for position, step in enumerate(instructions):
             before = now
+            call = calls.get(position) if calls else None
+            if call is not None:
+                launched += call.mallocs * malloc_ns
             if type(step) is Run or type(step) is Rerun:
                 op = step.op
                 launched += host_ns[op]
@@ -115,19 +127,30 @@ class Device:
                 if op in waits and type(step) is Run:
                     launched = now
             elif type(step) is Copy or type(step) is Fetch:
-                self._take_off(step, now)
+                # The host is later than the compute lane only after a call of the driver.
+                self._take_off(step, launched if launched > now else now)
             elif step.storage in flights:  # Free and Discard are fences
                 tier = step.tier if type(step) is Discard else None
                 late = self._landing(step.storage, copies=True, tier=tier)
                 now = yield from self._meet(position, late, now)
             if observer is not None:
                 observer.passed(position, before, now)
+            if call is not None:
+                asking += call.mallocs * malloc_ns + call.frees * free_ns
+                if call.frees:
+                    launched = yield from self._idle(max(now, launched))
+                    launched += call.frees * free_ns
+        self.compute_ns, self.recomputed_ns, self.allocator_ns = busy, again, asking
+        self.end_ns = yield from self._idle(max(now, launched))
+
+    def _idle(self, now: int) -> Generator[simpy.Event, Any, int]:
+        """Wait until the copy lanes have done what is in them; return the time after that."""
         for lane in (*self.out_lanes.values(), *self.in_lanes.values()):
             if lane.last is not None:
                 if lane.last.done_ns < 0:
                     yield lane.last.wait(self._env)
                 now = max(now, lane.last.done_ns)
-        self.compute_ns, self.recomputed_ns, self.end_ns = busy, again, now
+        return now
 
     def _take_off(self, step: Copy | Fetch, now: int) -> None:
         """Queue a transfer. What a copy sends must be there: a fetch in flight goes before it."""

@@ -72,6 +72,11 @@ def carry_times(measured: Trace, structure: Trace, machine: Machine) -> Trace:
     )
 
 
+def _scaled_ns(ns: int, factor: float) -> int:
+    fixed = min(ns, FIXED_NS)
+    return fixed + round((ns - fixed) * factor)
+
+
 def _scaled(
     times: Trace,
     structure: Trace,
@@ -82,11 +87,17 @@ def _scaled(
     operations = []
     for i, op in enumerate(structure.operations):
         source = times.operations[i]
-        ns = source.device_ns or 0
-        fixed = min(ns, FIXED_NS)
-        scaled = fixed + round((ns - fixed) * ratio(i, op))
+        factor = ratio(i, op)
         operations.append(
-            msgspec.structs.replace(op, device_ns=scaled, host_ns=source.host_ns, algorithms=())
+            msgspec.structs.replace(
+                op,
+                device_ns=_scaled_ns(source.device_ns or 0, factor),
+                host_ns=source.host_ns,
+                algorithms=tuple(
+                    msgspec.structs.replace(each, device_ns=_scaled_ns(each.device_ns, factor))
+                    for each in op.algorithms
+                ),
+            )
         )
     return msgspec.structs.replace(
         structure,

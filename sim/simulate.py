@@ -58,9 +58,9 @@ def play(
     schedule, ledger = decision
     limit = min(schedule.limit_nbytes, machine.device_nbytes)
     allocator = new_allocator(machine.allocator, limit)
-    occupy(trace, schedule, allocator)
+    calls = occupy(trace, schedule, allocator)
     env = simpy.Environment()
-    device = Device(env, trace.facts, Timing(trace, machine), machine.tiers, observer)
+    device = Device(env, trace.facts, Timing(trace, machine), machine.tiers, observer, calls)
     env.run(until=env.process(device.run(schedule.instructions)))
     return _report(trace, schedule, machine, ledger, device, allocator)
 
@@ -113,6 +113,7 @@ def _report(
         copied_in_bytes=ledger.copied_in_nbytes,
         recomputed_ops=ledger.rerun_ops,
         recomputed_ns=device.recomputed_ns,
+        allocator_ns=device.allocator_ns,
         ops=len(names),
         instructions=len(schedule.instructions),
         allocator=machine.allocator,

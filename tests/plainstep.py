@@ -390,7 +390,11 @@ def _show(swing: Swing) -> str:
 
 
 def hold_differences(plain: list[Hold], trace: list[Hold]) -> list[str]:
-    """Say how the saves of a trace differ from those of the plain step."""
+    """Say how the saves of a trace differ from those of the plain step.
+
+    A trace need not hold those that nobody asked for; their bytes are in what comes and goes.
+    """
+    plain, trace = ([hold for hold in holds if hold.node] for holds in (plain, trace))
     one, two = ([each[:5] for each in holds] for holds in (plain, trace))
     if one != two:
         return [

@@ -437,6 +437,39 @@ def frozen_layers() -> Training:
 
 
 @program
+def saved_for_nothing() -> Training:
+    """A branch dies with forward: what it saved is never asked for."""
+    model = Bag(one=nn.Linear(6, 8), two=nn.Linear(6, 5))
+    x = torch.randn(3, 6)
+
+    def loss() -> Tensor:
+        unused = model.two(x).sigmoid().exp()
+        unused = unused * 2.0 + unused.mean()
+        return model.one(x).exp().sum()
+
+    return training(model, loss)
+
+
+@program
+def overwritten_after_it_was_saved_for_nothing() -> Training:
+    """Autograd allows it: no backward asks for what was overwritten."""
+    model = nn.Linear(6, 8)
+    x = torch.randn(3, 6)
+
+    def loss() -> Tensor:
+        scratch = torch.ones(3, 8)
+        y = model(x)
+        unused = y * scratch
+        scratch.zero_()
+        del unused
+        unused = y.exp()
+        unused.zero_()
+        return y.sin().sum()
+
+    return training(model, loss)
+
+
+@program
 def a_branch_without_gradient() -> Training:
     """A value is saved for a branch that no loss reaches."""
     model = Bag(one=nn.Linear(6, 8), two=nn.Linear(6, 5))
@@ -699,7 +732,7 @@ def a_gradient_that_a_hook_keeps() -> Training:
 # -- autograd's corners ----------------------------------------------------------------------------
 
 
-class _Twice(torch.autograd.Function):
+class Twice(torch.autograd.Function):
     """Reads its saved tensors twice, and keeps one more tensor that no hook sees."""
 
     @staticmethod
@@ -721,7 +754,7 @@ class _Twice(torch.autograd.Function):
 def custom_function() -> Training:
     model = nn.Linear(6, 9)
     x, scale = torch.randn(3, 6), torch.rand(9)
-    return training(model, lambda: _Twice.apply(model(x), scale).sum())
+    return training(model, lambda: Twice.apply(model(x), scale).sum())
 
 
 class _Swallow(torch.autograd.Function):
@@ -858,24 +891,21 @@ def a_buffer_filled_by_slices() -> Training:
     return training(model, loss)
 
 
-@program
-def results_into_given_tensors() -> Training:
+def results_into_an_empty_tensor() -> Training:
     """`out=` grows a tensor that was empty."""
     model = nn.Linear(6, 4)
     x = torch.randn(3, 6)
 
     def loss() -> Tensor:
-        grown, there = torch.empty(0), torch.empty(3, 6)
+        grown = torch.empty(0)
         with torch.no_grad():
             torch.exp(x, out=grown)
-            torch.mul(x, 2.0, out=there)
-        return (model(grown) * model(there)).sum()
+        return model(grown).exp().sum()
 
     return training(model, loss)
 
 
-@program
-def a_storage_that_grows_and_shrinks() -> Training:
+def a_storage_that_shrinks_and_grows() -> Training:
     model = nn.Linear(6, 4)
     x = torch.randn(3, 6)
 
@@ -909,6 +939,36 @@ def weight_norm() -> Training:
     model = nn.utils.parametrizations.weight_norm(nn.Linear(6, 9))
     x = torch.randn(3, 6)
     return training(model, lambda: model(x).sum())
+
+
+@program
+def results_into_given_tensors() -> Training:
+    model = nn.Linear(6, 4)
+    x = torch.randn(3, 6)
+
+    def loss() -> Tensor:
+        there = torch.empty(3, 6)
+        with torch.no_grad():
+            torch.mul(x, 2.0, out=there)
+        return model(there).exp().sum()
+
+    return training(model, loss)
+
+
+@program
+def a_gradient_that_is_never_summed_up() -> Training:
+    """Gradients go to the parameter one by one, as each backward pass ends."""
+    model = Bag(weight=torch.randn(6, 9))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x = torch.randn(4, 6)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        for scale in (1.0, 2.0, 3.0):
+            (x @ model.weight * scale).sin().sum().backward()
+        optimizer.step()
+
+    return Training(model, run, optimizer)
 
 
 # -- Python ----------------------------------------------------------------------------------------
@@ -986,3 +1046,136 @@ def evaluation_inside_the_step() -> Training:
         model.train()
 
     return Training(model, run, optimizer)
+
+
+# -- formulas --------------------------------------------------------------------------------------
+
+INDEX = torch.tensor([0, 1, 1])
+COLUMNS = torch.zeros(5, 2, dtype=torch.long)
+LABELS = torch.arange(5)
+TARGET = torch.linspace(0.1, 0.9, 35).view(5, 7)
+MASK = torch.zeros(4, 4)
+
+
+def formula(function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> Callable[[], Training]:
+    """Return a program that is one formula of parameters."""
+
+    def build() -> Training:
+        weights = [torch.rand(*shape) for shape in shapes or ((5, 7),)]
+        model = Bag(**{f"w{i}": weight for i, weight in enumerate(weights)})
+        return training(model, lambda: function(*model.parameters()).sum())
+
+    return build
+
+
+FORMULAS: Final[dict[str, Callable[[], Training]]] = {
+    "index": formula(lambda w: (w * w)[INDEX] * w[:3]),
+    "index with a new tensor": formula(lambda w: (w * w)[torch.tensor([0, 1, 1])].exp()),
+    "index_select": formula(lambda w: (w * w).index_select(0, INDEX).exp()),
+    "index_add": formula(lambda w: (w * w).index_add(0, INDEX, w[:3].exp()).sin()),
+    "gather": formula(lambda w: (w * w).gather(1, COLUMNS) * w[:, :2]),
+    "scatter": formula(lambda w: (w * w).scatter(1, COLUMNS, w[:, :2].exp()).sin()),
+    "masked_fill": formula(lambda w: (w * w).masked_fill(w > 0.5, 1.0).exp()),
+    "masked_select": formula(lambda w: (w * w).masked_select(w > 0.5).exp()),
+    "where": formula(lambda w: torch.where(w > 0.5, w * w, w).exp()),
+    "slice and select": formula(lambda w: (w * w)[1:3].exp().sum() + (w * w)[0].exp().sum()),
+    "maximum of all": formula(lambda w: (w * w).max() * 2.0),
+    "maximum of rows": formula(lambda w: (w * w).amax(1) + (w * w).max(dim=1).values),
+    "median": formula(lambda w: (w * w).median(1).values.exp()),
+    "sort": formula(lambda w: (w * w).sort(1).values.exp()),
+    "topk": formula(lambda w: (w * w).topk(2).values.exp()),
+    "prod": formula(lambda w: (w * w).prod()),
+    "cumsum": formula(lambda w: (w * w).cumsum(0).exp()),
+    "cumprod": formula(lambda w: (w * w).cumprod(0)),
+    "norms": formula(lambda w: (w * w).norm() + (w * w).norm(dim=0) + (w * w).norm(p=1)),
+    "variance": formula(lambda w: (w * w).std() + (w * w).var(1).sum() + (w * w).logsumexp(1)),
+    "powers": formula(lambda w: (w * w).pow(2.5).sqrt() + (w * w).pow(w) + w.abs().log1p()),
+    "normalize": formula(lambda w: F.normalize(w * w) + F.cosine_similarity(w * w, w)[:, None]),
+    "distances": formula(lambda w: torch.cdist(w * w, w)),
+    "softmax": formula(lambda w: (w * w).softmax(0) * (w * w).log_softmax(1)),
+    "einsum": formula(
+        lambda a, b: torch.einsum("bij,bkj->bk", a * a, b * b), (2, 3, 4), (2, 5, 4)
+    ),
+    "matmul broadcast": formula(lambda a, b: torch.matmul(a * a, b * b), (2, 1, 3, 4), (5, 4, 2)),
+    "linear on a batch": formula(
+        lambda a, w, b: F.linear(a * a, w, b).exp(), (2, 3, 4), (5, 4), (5,)
+    ),
+    "linear on a transposed batch": formula(
+        lambda a, w, b: F.linear((a * a).transpose(0, 1), w, b).exp(), (2, 3, 4), (5, 4), (5,)
+    ),
+    "bilinear": formula(
+        lambda a, b, w: F.bilinear(a * a, b, w).exp(), (3, 4), (3, 5), (2, 4, 5)
+    ),
+    "attention": formula(
+        lambda q, k: F.scaled_dot_product_attention(q * q, k * k, k, is_causal=True),
+        (1, 2, 4, 4),
+        (1, 2, 4, 4),
+    ),
+    "attention with a mask": formula(
+        lambda q: F.scaled_dot_product_attention(q * q, q, q, attn_mask=MASK), (1, 2, 4, 4)
+    ),
+    "attention with dropout": formula(
+        lambda q: F.scaled_dot_product_attention(q * q, q, q, dropout_p=0.2), (1, 2, 4, 4)
+    ),
+    "cross entropy": formula(lambda w: F.cross_entropy(w * w, LABELS, label_smoothing=0.1)),
+    "cross entropy of shares": formula(lambda w: F.cross_entropy(w * w, TARGET)),
+    "binary cross entropy": formula(lambda w: F.binary_cross_entropy_with_logits(w * w, TARGET)),
+    "binary cross entropy of shares": formula(lambda w: F.binary_cross_entropy(w * 0.9, TARGET)),
+    "divergence": formula(lambda w: F.kl_div(w.log_softmax(1), TARGET, reduction="sum")),
+    "distances as losses": formula(
+        lambda w: F.mse_loss(w, TARGET) + F.l1_loss(w, TARGET) + F.smooth_l1_loss(w, TARGET)
+    ),
+    "triplets": formula(lambda w: F.triplet_margin_loss(w, w * w, w.exp())),
+    "group_norm": formula(lambda w: F.group_norm(w * w, 2).exp(), (2, 4, 3, 3)),
+    "instance_norm": formula(lambda w: F.instance_norm(w * w).exp(), (2, 4, 3, 3)),
+    "rms_norm": formula(lambda a, w: F.rms_norm(a * a, (5,), w).exp(), (4, 5), (5,)),
+    "local_response_norm": formula(lambda w: F.local_response_norm(w * w, 2), (2, 4, 3, 3)),
+    "pooling": formula(
+        lambda w: F.avg_pool2d(w * w, 2) + F.max_pool2d(w * w, 2) + F.lp_pool2d(w * w, 2.0, 2),
+        (2, 4, 4, 4),
+    ),
+    "upsampling": formula(
+        lambda w: F.interpolate(w * w, scale_factor=2.0, mode="bilinear").exp(), (2, 4, 3, 3)
+    ),
+    "padding": formula(lambda w: F.pad(w * w, (1, 1), mode="reflect").exp(), (2, 4, 4)),
+    "unfold": formula(lambda w: F.unfold(w * w, 2).exp(), (2, 3, 4, 4)),
+    "grid_sample": formula(
+        lambda w, g: F.grid_sample(w * w, g, align_corners=False).exp(), (1, 2, 4, 4), (1, 3, 3, 2)
+    ),
+    "pixel_shuffle": formula(lambda w: F.pixel_shuffle(w * w, 2).exp(), (1, 8, 3, 3)),
+    "transposed convolution": formula(
+        lambda x, w: F.conv_transpose2d(x * x, w, stride=2).exp(), (2, 3, 4, 4), (3, 5, 2, 2)
+    ),
+    "grouped convolution": formula(
+        lambda x, w: F.conv1d(x * x, w, groups=2, padding=1).exp(), (2, 4, 6), (6, 2, 3)
+    ),
+    "activations": formula(
+        lambda w: F.gelu(w * w) + F.silu(w) + F.softplus(w) + F.elu(w) + F.leaky_relu(w) + F.mish(w)
+    ),
+    "more activations": formula(
+        lambda w: F.hardswish(w * w) + F.logsigmoid(w) + F.relu6(w) + F.softsign(w) + F.celu(w)
+    ),
+    "glu": formula(lambda w: F.glu(w[:, :6] * w[:, :6]).exp()),
+    "prelu": formula(lambda a, w: F.prelu(a * a, w).exp(), (4, 5), (5,)),
+    "maxout": formula(lambda w: (w * w).view(5, 7).unfold(1, 2, 2).amax(-1).exp()),
+    "embedding twice": formula(lambda w: (F.embedding(INDEX, w) + F.embedding(INDEX, w)).exp()),
+    "embedding_bag": formula(lambda w: F.embedding_bag(INDEX[None], w).exp()),
+    "transposed twice": formula(lambda w: TARGET @ w.t() + TARGET @ w.exp().t() + w.t()[:5]),
+    "transposed in two places": formula(
+        lambda w: (TARGET @ w.t()).exp().sum() + (TARGET[:2] @ w.t()).sum()
+    ),
+    "chunks": formula(lambda w: (w * w).chunk(5)[1] * (w * w).chunk(5)[3]),
+    "unbind": formula(lambda w: torch.stack([row.exp() for row in (w * w).unbind(0)]).sin()),
+    "split of a gate": formula(lambda w: _gate(*(w * w)[:, :6].tensor_split(2, 1))),
+    "repetition": formula(lambda w: (w * w).repeat(2, 1).exp() + w.repeat_interleave(2, 0)),
+    "roll and flip": formula(lambda w: (w * w).roll(1, 0).exp() + (w * w).flip(0)),
+    "tril": formula(lambda w: (w * w).tril().exp() + (w * w).diag().diag_embed().sum()),
+    "complex product by hand": formula(lambda w: (w[..., 0] * w[..., 1]).exp(), (3, 4, 2)),
+    "solve": formula(lambda a, b: torch.linalg.solve(a @ a.t() + torch.eye(4), b), (4, 4), (4, 2)),
+    "cholesky": formula(lambda a: torch.linalg.cholesky(a @ a.t() + torch.eye(4)), (4, 4)),
+    "determinant": formula(lambda a: torch.logdet(a @ a.t() + torch.eye(4)), (4, 4)),
+}
+
+
+def _gate(a: Tensor, b: Tensor) -> Tensor:
+    return a.sigmoid() * b.tanh()

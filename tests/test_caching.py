@@ -550,7 +550,7 @@ def test_when_all_is_freed_everything_can_go_back(expandable, program, limit):
 
 
 def test_allocators_go_by_the_names_in_machine_files():
-    assert sorted(ALLOCATORS) == ["caching", "caching-expandable", "exact"]
+    assert sorted(ALLOCATORS) == ["caching", "caching-expandable", "cudamalloc", "exact", "pool"]
     for name in ALLOCATORS:
         allocator = new_allocator(name)
         allocator.allocate(0, 30 * MIB)

@@ -570,7 +570,7 @@ BAD_INPUT = [
     pytest.param(("policies", "offlaod"), NO_POLICY, id="manual-of-an-unknown-policy"),
     pytest.param(
         ("traces", "alexnets"),
-        "no trace 'alexnets'; there are: alexnet, chain, random",
+        "no trace 'alexnets'; there are: alexnet, chain, inceptionv4, random, ",
         id="manual-of-an-unknown-trace",
     ),
     pytest.param(
@@ -587,7 +587,7 @@ BAD_INPUT = [
     pytest.param(("simulate", *SMALL, "--policy", ""), "no policy ''; there are: ", id="no-policy"),
     pytest.param(
         ("simulate", "alexnets", "--machine", "k40c"),
-        "no trace 'alexnets'; there are: alexnet, chain, random, ",
+        "no trace 'alexnets'; there are: alexnet, chain, inceptionv4, random, ",
         id="unknown-trace",
     ),
     pytest.param(
@@ -675,7 +675,7 @@ BAD_INPUT = [
     ),
     pytest.param(
         ("simulate", *SMALL[:2], "k40c:allocator=buddy"),
-        "no allocator 'buddy'; there are: caching, caching-expandable, exact",
+        "no allocator 'buddy'; there are: caching, caching-expandable, cudamalloc, exact, pool",
         id="unknown-allocator",
     ),
     pytest.param(

@@ -152,8 +152,8 @@ def test_a_tier_needs_all_its_figures(key, tmp_path):
 def test_an_unknown_figure_is_answered_with_those_that_mean_something(tmp_path):
     assert refusal(written(tmp_path, memory="12GiB")) == (
         "figure 'memory' means nothing here; there are: allocator, compute_rate, device_memory, "
-        "device_to_host, gpu, half_rate, host_duplex, host_latency, host_memory, "
-        "host_to_device, launch_time, memory_rate, tf32_rate"
+        "device_to_host, free_time, gpu, half_rate, host_duplex, host_latency, host_memory, "
+        "host_to_device, launch_time, malloc_time, memory_rate, tf32_rate"
     )
 
 
