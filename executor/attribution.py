@@ -110,14 +110,15 @@ def _device_ns(step: Timeline, owner: list[int], count: int, gap_ns: int) -> lis
     """Add up for each operation what its activities held the GPU.
 
     An activity holds it until the next one begins, if that was waiting for it: a gap counts, and an
-    overlap counts once. Otherwise it is taken to leave the usual gap.
+    overlap counts once. Otherwise it is taken to leave the usual gap. (A gap of more than QUEUED_NS
+    has another reason than the two kernels.)
     """
     held = [0] * count
     activities = step.activities
     for k, activity in enumerate(activities):
         ns = activity.ns + gap_ns
         if k + 1 < len(activities) and _queued(activity, activities[k + 1]):
-            ns = max(0, min(activities[k + 1].start_ns - activity.start_ns, ns + gap_ns))
+            ns = min(activities[k + 1].start_ns - activity.start_ns, activity.ns + QUEUED_NS)
         held[owner[k]] += ns
     return held
 

@@ -38,6 +38,9 @@ CUDNN_NAMES: Final = {
 }
 """What operators of an estimate are called on CUDA."""
 
+KEEP_ALL: Final = frozenset({"mse_loss", "smooth_l1_loss", "huber_loss"})
+"""Losses whose reduced result stays in the storage of what was reduced; a fake tensor does not."""
+
 RESERVE_GATES: Final = {"lstm": 6, "gru": 5, "rnn_tanh": 2, "rnn_relu": 2}
 """Numbers that cuDNN keeps for each output number of a recurrent layer: gates, cell and output.
 An estimate: cuDNN does not say."""
@@ -65,10 +68,11 @@ def attention(
             query, key, value, dropout_p, is_causal, scale=scale
         )
     else:
+        trained = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
         if attn_mask is not None:
             attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
         found = aten._scaled_dot_product_efficient_attention(
-            query, key, value, attn_mask, query.requires_grad, dropout_p, is_causal, scale=scale
+            query, key, value, attn_mask, trained, dropout_p, is_causal, scale=scale
         )
     output: torch.Tensor = found[0]
     return output
@@ -78,7 +82,7 @@ def dropout(
     input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> torch.Tensor:
     """Stand in for `torch.nn.functional.dropout`, as CUDA runs it."""
-    if inplace or not training or not 0 < p < 1 or not input.requires_grad:
+    if inplace or not training or not 0 < p < 1:
         plain: torch.Tensor = (
             torch.dropout_(input, p, training) if inplace else (torch.dropout(input, p, training))
         )
@@ -108,20 +112,23 @@ def _recurrent(kind: str) -> Callable[..., Any]:
         hidden = state if isinstance(state, list | tuple) else [state]
         width = hidden[0].shape[-1] * (2 if bidirectional else 1)
         output, _, *last = torch.ops.superneurons.rnn(
-            input, list(hidden), list(weights), width, layers * RESERVE_GATES[kind]
+            input, list(hidden), list(weights), width, layers * RESERVE_GATES[kind], drop * train
         )
         return (output, *last)
 
     return run
 
 
-@torch.library.custom_op("superneurons::rnn", mutates_args=())
+@torch.library.custom_op(
+    "superneurons::rnn", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
 def rnn(
     input: torch.Tensor,
     states: list[torch.Tensor],
     weights: list[torch.Tensor],
     width: int,
     reserved: int,
+    dropout: float,
 ) -> list[torch.Tensor]:
     """Stand for a recurrent network as cuDNN runs it: output, reserve, last states. Shapes only."""
     raise NotImplementedError("this operator exists to be estimated, not to be run")
@@ -134,9 +141,11 @@ def _(
     weights: list[torch.Tensor],
     width: int,
     reserved: int,
+    dropout: float,
 ) -> list[torch.Tensor]:
     output = input.new_empty((*input.shape[:2], width))
-    return [output, output.new_empty(output.numel() * reserved), *map(torch.empty_like, states)]
+    reserve = input.new_empty(output.nbytes * reserved, dtype=torch.uint8)
+    return [output, reserve, *map(torch.empty_like, states)]
 
 
 @torch.library.custom_op("superneurons::rnn_backward", mutates_args=())
@@ -165,8 +174,9 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
-    given, states, weights, _, _ = inputs
+    given, states, weights, *_ = inputs
     ctx.states = len(states)
+    ctx.set_materialize_grads(False)  # a gradient of the reserve would be as large as that
     ctx.save_for_backward(given, *states, *weights, output[0], output[1])
 
 
@@ -177,25 +187,60 @@ def _backward(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]
     gradient = gradients[0] if gradients[0] is not None else torch.zeros_like(output)
     found = torch.ops.superneurons.rnn_backward(gradient, given, states, weights, output, reserve)
     n = 1 + ctx.states
-    return found[0], found[1:n], found[n:], None, None
+    return found[0], found[1:n], found[n:], None, None, None
 
 
 rnn.register_autograd(_backward, setup_context=_keep)
 
 
 class CudaOperators(TorchFunctionMode):
-    """Puts the table's replacements in place of what the program calls, while it is entered."""
+    """Puts the table's replacements in place of what the program calls, while it is entered.
+
+    A device that the program names is taken for the one that is estimated. What functions of
+    torch.nn.functional call among themselves does not pass here, so it is replaced there, too.
+    """
+
+    def __enter__(self) -> "CudaOperators":
+        for name, instead in _INSIDE.items():
+            setattr(torch.nn.functional, name, instead)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for name, plain in _PLAIN.items():
+            setattr(torch.nn.functional, name, plain)
 
     def __torch_function__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        instead = _INSTEAD.get(func)
-        return (instead or func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.__format__ and args[0].dim() == 0:
+            return format(args[0].item(), args[1])
+        args = tuple(_here(each) for each in args)
+        if "device" in kwargs:
+            kwargs = kwargs | {"device": _here(kwargs["device"])}
+        return _INSTEAD.get(func, func)(*args, **kwargs)
 
 
+def _here(argument: Any) -> Any:
+    """Return the device that stands for a CUDA device; anything else as it is."""
+    if isinstance(argument, torch.device) and argument.type == "cuda":
+        return torch.device("cpu")
+    if isinstance(argument, str) and argument.partition(":")[0] == "cuda":
+        return "cpu"
+    return argument
+
+
+_PLAIN: Final[dict[str, Any]] = {
+    "scaled_dot_product_attention": torch.nn.functional.scaled_dot_product_attention,
+    "dropout": torch.nn.functional.dropout,
+}
+_INSIDE: Final[dict[str, Any]] = {"scaled_dot_product_attention": attention, "dropout": dropout}
 _INSTEAD: Final[dict[Any, Callable[..., Any]]] = {
-    torch.nn.functional.scaled_dot_product_attention: attention,
-    torch.nn.functional.dropout: dropout,
+    **{_PLAIN[name]: instead for name, instead in _INSIDE.items()},
     torch.lstm: _recurrent("lstm"),
     torch.gru: _recurrent("gru"),
     torch.rnn_tanh: _recurrent("rnn_tanh"),

@@ -27,8 +27,8 @@ def find_entry(text: str) -> tuple[str, Callable[[], Callable[[], object]]]:
     no such module or function, or if it returns something else; what the function itself raises
     goes through.
     """
-    where, colon, rest = text.partition(":")
-    if not colon or not rest:
+    where, _, rest = text.partition(":")
+    if not where or not rest:
         raise InvalidInput(
             f"{text!r} names no function; write MODULE:FUNCTION or FILE.py:FUNCTION, where the "
             "function builds the model and returns one that runs a training step"
@@ -63,12 +63,13 @@ def record_function(
 
     It is one if there is no CUDA device, or if *guess* asks for it.
     """
-    own_name, make = find_entry(text)
-    if guess or not torch.cuda.is_available():
-        return estimate(make, name or own_name), True
-    with torch.device("cuda"):
-        step = make()
-    return record(step, name or own_name), False
+    with _here_first():
+        own_name, make = find_entry(text)
+        if guess or not torch.cuda.is_available():
+            return estimate(make, name or own_name), True
+        with torch.device("cuda"):
+            step = make()
+        return record(step, name or own_name), False
 
 
 def _module(where: str) -> ModuleType:
@@ -81,8 +82,15 @@ def _module(where: str) -> ModuleType:
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
-            sys.modules.setdefault(path.stem, module)
-            spec.loader.exec_module(module)
+            before = sys.modules.get(path.stem)
+            sys.modules[path.stem] = module  # where pickles and dataclasses look for it
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[path.stem]
+                if before is not None:
+                    sys.modules[path.stem] = before
+                raise
             return module
         try:
             return importlib.import_module(where)

@@ -13,10 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import Unsupported
 from ..traces import Trace
-from .cuda_operators import CUDNN_NAMES, CudaOperators
+from .cuda_operators import CUDNN_NAMES, KEEP_ALL, CudaOperators
 from .log import Log, tensors_of
 from .operators import Operator, operator
-from .private import DataDependentOutputException, FakeTensorMode, Overload, address
+from .private import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensors,
+    Overload,
+    address,
+)
 from .recorder import Recorder
 
 
@@ -24,18 +30,28 @@ def estimate(build: Callable[[], Callable[[], object]], name: str) -> Trace:
     """Return the trace of the step that *build* returns, as it would be on CUDA, as far as known.
 
     Model and inputs are built and run on the CPU under fake tensors, which have shapes and no
-    bytes; `executor/cuda_operators.py` says what is put in place of the CPU's operators. A value
-    that the step reads (`loss.item()`) is 0. The trace has no times and no workspaces, and its
-    notes say that it is an estimate. Raises Unsupported for a step that cannot be followed so.
+    bytes; `executor/cuda_operators.py` says what is put in place of the CPU's operators. A CUDA
+    device that the program names is taken for the one that is estimated. A value that the step
+    reads (`loss.item()`) is 0. The trace has no times and no workspaces, and its notes say that it
+    is an estimate. Raises Unsupported for a step that cannot be followed so.
     """
     log = _CudaLog()
-    with FakeTensorMode(), _Values(), _no_cuda_autocast():
-        step = build()
-        recorder = Recorder(name, log.device, log)
-        while not recorder.done:
-            with _cuda_optimizers(log), CudaOperators(), recorder.step():
-                step()
-        trace = recorder.trace()
+    with FakeTensors(), _Values(), _fake_modules(), _no_cuda_autocast():
+        try:
+            with CudaOperators():
+                step = build()
+            recorder = Recorder(name, log.device, log)
+            while not recorder.done:
+                with _cuda_optimizers(log), CudaOperators(), recorder.step():
+                    step()
+            trace = recorder.trace()
+        except AssertionError as error:
+            if "convert all Tensors to FakeTensors" not in str(error):
+                raise
+            raise Unsupported(
+                "the step uses tensors that were made before the function was called; an estimate "
+                "has no use for their bytes: build model and inputs inside of the function"
+            ) from None
     notes = trace.notes | {
         "made": "estimated without a GPU: operators of the CPU under fake tensors, some replaced "
         "by CUDA's (executor/cuda_operators.py); no workspaces",
@@ -56,9 +72,21 @@ class _CudaLog(Log):
         kwargs = kwargs or {}
         if func is torch.ops.aten.lift_fresh.default and args[0].dim() == 0:
             self.leave_on_host(args[0])  # torch.tensor(1.0)
-        if not self.quiet and any(self._hosted(t) for _, t in tensors_of(args, kwargs)):
-            return func(*args, **kwargs)  # what touches a number on the host is the host's
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        tensors = () if self.quiet else [tensor for _, tensor in tensors_of(args, kwargs)]
+        if tensors and all(self._hosted(tensor) for tensor in tensors):
+            result = func(*args, **kwargs)  # what is made of the host's numbers is the host's
+            if isinstance(result, torch.Tensor) and result.dim() == 0:
+                self.leave_on_host(result)
+            return result
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.overloadpacket.__name__ in KEEP_ALL and result.dim() == 0 and not self.quiet:
+            life = self.book.find(result)
+            if life is not None:
+                shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+                more = shape.numel() * result.element_size() - life.nbytes
+                life.nbytes += more
+                self.operations[-1].moved_nbytes += more
+        return result
 
     def leave_on_host(self, tensor: torch.Tensor) -> None:
         """Take a number as one that a GPU never sees."""
@@ -91,7 +119,7 @@ class _Values(TorchDispatchMode):
     ) -> Any:
         try:
             return func(*args, **(kwargs or {}))
-        except DataDependentOutputException:
+        except (DataDependentOutputException, DynamicOutputShapeException):
             if func is torch.ops.aten._local_scalar_dense.default:
                 dtype = args[0].dtype
                 return False if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
@@ -107,14 +135,15 @@ def _cuda_optimizers(log: _CudaLog) -> Iterator[None]:
 
     def choose(optimizer: torch.optim.Optimizer, *_: object) -> None:
         for group in optimizer.param_groups:
-            if group.get("foreach", False) is None and not group.get("fused"):
+            one_by_one = isinstance(group.get("lr"), torch.Tensor) and not group.get("capturable")
+            if group.get("foreach", False) is None and not group.get("fused") and not one_by_one:
                 group["foreach"] = True
             if group.get("capturable") or group.get("fused"):
                 continue
             for parameter in group["params"]:
-                counter = optimizer.state.get(parameter, {}).get("step")
-                if isinstance(counter, torch.Tensor):
-                    log.leave_on_host(counter)
+                for counter in optimizer.state.get(parameter, {}).values():
+                    if isinstance(counter, torch.Tensor) and counter.dim() == 0:
+                        log.leave_on_host(counter)
 
     hook = register_optimizer_step_pre_hook(choose)
     try:
@@ -124,15 +153,49 @@ def _cuda_optimizers(log: _CudaLog) -> Iterator[None]:
 
 
 @contextmanager
-def _no_cuda_autocast() -> Iterator[None]:
-    """Refuse autocast for CUDA: without CUDA torch would leave it out, and the bytes be wrong."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*CUDA is not available.*")
-        try:
+def _fake_modules() -> Iterator[None]:
+    """Let models be moved and copied: torch would swap fake parameters, which they do not bear."""
+
+    def give(parameter: torch.Tensor, moved: torch.Tensor) -> None:
+        parameter.data = moved.data
+
+    plain = torch.utils.swap_tensors
+    torch.utils.swap_tensors = give
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
             yield
-        except UserWarning as warning:
-            raise Unsupported(
-                f"the step asks for CUDA by name ({str(warning).split('.')[0]}), which an estimate "
-                "does not have; take the device from a tensor: "
-                "torch.autocast(device_type=x.device.type, ...)"
-            ) from None
+    finally:
+        torch.utils.swap_tensors = plain
+
+
+@contextmanager
+def _no_cuda_autocast() -> Iterator[None]:
+    """Refuse autocast and gradient scaling for CUDA, whose lists of operators the CPU has not."""
+
+    def refusing(kind: type, plain: Callable[..., None]) -> Callable[..., None]:
+        def init(self: object, *args: Any, **kwargs: Any) -> None:
+            default = "" if kind is torch.amp.autocast else "cuda"
+            device = kwargs.get("device_type", kwargs.get("device", args[0] if args else default))
+            if str(device).partition(":")[0] == "cuda" and kwargs.get("enabled", True):
+                raise Unsupported(
+                    f"the step uses {kind.__name__} for CUDA, which an estimate cannot follow; "
+                    "record it on a GPU, or take the device from a tensor: "
+                    f"torch.{kind.__name__}(device_type=x.device.type, ...)"
+                    if kind is torch.amp.autocast
+                    else f"the step uses {kind.__name__} for CUDA, which an estimate cannot "
+                    "follow; record it on a GPU, or leave it out"
+                )
+            plain(self, *args, **kwargs)
+
+        return init
+
+    kinds: tuple[Any, ...] = (torch.amp.autocast, torch.amp.GradScaler)
+    plain = [kind.__init__ for kind in kinds]
+    try:
+        for kind, init in zip(kinds, plain, strict=True):
+            kind.__init__ = refusing(kind, init)
+        yield
+    finally:
+        for kind, init in zip(kinds, plain, strict=True):
+            kind.__init__ = init

@@ -11,7 +11,7 @@ says what a plain step does.
 
 import sys
 from collections.abc import Iterator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Final, Protocol
 
 import torch
@@ -68,7 +68,7 @@ class Logged:
     def __init__(self, what: Operator) -> None:
         self.operator = what
         self.dispatch = 0
-        self.call: tuple[int, int] = (0, 0)
+        self.call: tuple[int, CodeType | None, int] = (0, None, 0)
         self.backward = in_backward()
         self.node = -1
         self.module = ""
@@ -170,7 +170,7 @@ class Log(TorchDispatchMode):
             logged.flops = int(what.flops(*args, **kwargs, out_val=result))
             logged.precision = precision_of(what, args)
         caller = _caller()
-        logged.call = (id(caller), caller.f_lasti)
+        logged.call = (id(caller), caller.f_code, caller.f_lasti)  # a frame would keep its tensors
         if len(logged.fresh) == 1 and self._plainly_in_place(logged, args, caller):
             self._mark_in_place(logged, args[0], result)
         self._follow_sizes(logged)
@@ -289,8 +289,14 @@ class Log(TorchDispatchMode):
             return maker is not None and maker.backward and maker.node == logged.node
         if name != "add":
             return False
-        maker = self._maker(first)
-        return maker is not None and maker.operator.kind == "matmul" and maker.call == logged.call
+        bias, maker = args[1], self._maker(first)
+        return (
+            isinstance(bias, torch.Tensor)
+            and bias.dim() == 1
+            and maker is self.operations[-1]
+            and maker.operator.kind == "matmul"
+            and maker.call == logged.call
+        )
 
     def _maker(self, tensor: torch.Tensor) -> Logged | None:
         """Return the operation that made a tensor's storage, None if it was there before."""

@@ -25,6 +25,7 @@ class Operator:
     """
 
     __slots__ = (
+        "draws_by",
         "fills",
         "flops",
         "kind",
@@ -59,6 +60,7 @@ class Operator:
         self.shapes_only: bool = (
             self.name in EMPTY or self.name.endswith("_like") or (self.name.startswith("new_"))
         )
+        self.draws_by: tuple[str, int] | None = RANDOM_UNLESS_ZERO.get(self.name)
         self.random: bool = torch.Tag.nondeterministic_seeded in overload.tags
         self.opaque: bool = overload.namespace not in OUR_NAMESPACES or self.name in WAITS
         self.waits: bool = self.name in WAITS
@@ -116,6 +118,7 @@ RANDOM_UNLESS_ZERO: Final = {
     "_scaled_dot_product_cudnn_attention": ("dropout_p", 5),
     "_scaled_dot_product_flash_attention_for_cpu": ("dropout_p", 3),
     "_cudnn_rnn": ("dropout", 11),
+    "rnn": ("dropout", 5),
 }
 """Operators that draw random numbers only if this argument, at this position, is not zero."""
 
@@ -124,8 +127,8 @@ def draws(what: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     """Return whether this call of an operator draws random numbers."""
     if not what.random:
         return False
-    if what.name in RANDOM_UNLESS_ZERO:
-        name, position = RANDOM_UNLESS_ZERO[what.name]
+    if what.draws_by is not None:
+        name, position = what.draws_by
         return bool(kwargs.get(name, args[position] if len(args) > position else 0))
     return True
 

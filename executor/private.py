@@ -10,10 +10,20 @@ import torch
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException as DataDependentOutputException,
 )
-from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DynamicOutputShapeException as DynamicOutputShapeException,
+)
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 Overload = torch._ops.OpOverload
 """An operator with one of its signatures: what a dispatch mode is handed."""
+
+
+class FakeTensors(FakeTensorMode):
+    """The mode in which tensors have shapes and no bytes; a copy of a model stays in it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FakeTensors":
+        return self
 
 
 def arguments(overload: Overload) -> Sequence[Any]:

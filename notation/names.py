@@ -65,7 +65,8 @@ def build(target: Callable[..., T], call: Call, what: str) -> T:
             there = ", ".join(known) or "none"
             raise InvalidInput(f"{what} {call.name!r} has no parameter {key!r}; it has: {there}")
     for key, parameter in known.items():
-        if parameter.default is parameter.empty and key not in call.parameters:
+        collects = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is parameter.empty and not collects and key not in call.parameters:
             raise InvalidInput(f"{what} {call.name!r} needs the parameter {key!r}")
     arguments = {
         key: _convert(value, hints[key], f"{what} {call.name!r}, parameter {key!r}")

@@ -38,6 +38,7 @@ def retarget(trace: Trace, measured_on: Machine, target: Machine) -> Trace:
         f"{trace.name} ({measured_on.name} -> {target.name})",
         f"measured on {measured_on.name}, scaled to {target.name} by the ratio of their rooflines, "
         f"operation by operation, beyond {FIXED_NS} ns of each; host times as measured",
+        target.name.partition(":")[0],
     )
 
 
@@ -69,6 +70,7 @@ def carry_times(measured: Trace, structure: Trace, machine: Machine) -> Trace:
         f"{structure.name} (times of {measured.name})",
         f"carried over from {measured.name} by the ratio of rooflines on {machine.name}, operation "
         f"by operation, beyond {FIXED_NS} ns of each; host times as measured there",
+        measured.machine,
     )
 
 
@@ -83,6 +85,7 @@ def _scaled(
     ratio: Callable[[int, Operation], float],
     name: str,
     note: str,
+    machine: str,
 ) -> Trace:
     operations = []
     for i, op in enumerate(structure.operations):
@@ -103,7 +106,7 @@ def _scaled(
         structure,
         name=name,
         times="measured",
-        machine="",
+        machine=machine,
         operations=tuple(operations),
         notes=structure.notes | {"times": note},
     )

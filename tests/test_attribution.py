@@ -310,10 +310,8 @@ def test_the_usual_gap_is_the_median_of_gaps_between_queued_kernels():
     pieces = [(0, 10_000), (10_500, 10_000), (21_500, 10_000), (40_000, 10_000)]
     found = of_each(marked(queued(*pieces)))
     assert found.gap_ns == 1_000  # of 500, 1000 and 8500
-    # A gap that is far longer than usual is not all the kernel's.
-    assert found.times.device_ns[:2] == [10_500, 11_000]
-    assert 11_000 <= found.times.device_ns[2] <= 12_000
-    assert found.times.device_ns[3] == 11_000
+    # A gap that is far longer than a launch takes is not all the kernel's.
+    assert found.times.device_ns == [10_500, 11_000, 10_000 + QUEUED_NS, 11_000]
 
 
 def test_kernels_that_overlap_are_counted_once():
@@ -443,10 +441,10 @@ def test_device_time_is_conserved_whoever_owns_it(step, rng):
     for a in step.activities:
         busy += a.end_ns - max(a.start_ns, until)
         until = a.end_ns
-    assert busy <= total <= kernels + 2 * count * found.gap_ns
+    most = max(QUEUED_NS, found.gap_ns)
+    assert busy <= total <= kernels + count * most
     assert all(
-        ns <= a.ns + 2 * found.gap_ns
-        for ns, a in zip(found.times.device_ns, step.activities, strict=True)
+        ns <= a.ns + most for ns, a in zip(found.times.device_ns, step.activities, strict=True)
     )
     others = {i: rng.randrange(4) for i in range(count)}
     shared = attribute(step, [step], others, ["forward"] * 4, FREE)

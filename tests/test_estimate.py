@@ -595,7 +595,7 @@ def test_a_step_may_look_at_its_loss(use):
     ("use", "operator"),
     [
         (lambda x: x.nonzero(), "nonzero"),
-        (lambda x: x[x > 0], "nonzero"),
+        (lambda x: x[x > 0], "aten.index"),
         (lambda x: x[torch.where(x > 0)], "nonzero"),
         (lambda x: x.masked_select(x > 0), "masked_select"),
         (lambda x: x.unique(), "unique"),
@@ -684,17 +684,21 @@ def test_autocast_for_the_tensors_own_device_casts():
     ],
     ids=["cuda", "to", "to-device"],
 )
-def test_a_model_that_is_moved_to_cuda_by_name_is_refused_in_a_sentence(move):
-    assert "CUDA" in refusal(program(model=lambda: move(nn.Linear(8, 8)))).upper()
+def test_a_model_that_is_moved_to_cuda_by_name_is_on_the_device_that_is_estimated(move):
+    there = estimate(program(model=lambda: move(nn.Linear(8, 8))), "moved")
+    here = estimate(program(model=lambda: nn.Linear(8, 8)), "moved")
+    assert there.operations == here.operations
+    assert there.storages == here.storages
 
 
-def test_a_tensor_that_is_made_on_cuda_by_name_is_refused_in_a_sentence(tmp_path):
-    # In a process of its own: torch may end it.
+def test_a_tensor_that_is_made_on_cuda_by_name_is_on_the_device_that_is_estimated(tmp_path):
+    # In a process of its own: torch would end it.
     (tmp_path / "on_cuda.py").write_text(
         "import torch\n"
         "def build():\n"
         "    x = torch.ones(4, requires_grad=True)\n"
         "    def step():\n"
+        "        x.grad = None\n"
         "        (x.sum() + torch.ones(1, device='cuda').sum()).backward()\n"
         "    return step\n"
     )
@@ -702,12 +706,15 @@ def test_a_tensor_that_is_made_on_cuda_by_name_is_refused_in_a_sentence(tmp_path
     done = subprocess.run(
         [*command, "-o", "step.json"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2, done.stderr[-500:]
-    (line,) = done.stderr.splitlines()
-    assert "cuda" in line.lower()
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # -- programs as they are written ------------------------------------------------------------------
+
+
+TORCH_WARNS_OF_COPIES = pytest.mark.filterwarnings(
+    "ignore:Accessing the data pointer of FakeTensor"
+)
 
 
 @pytest.fixture
@@ -739,11 +746,13 @@ def test_a_model_may_be_moved_after_it_was_made(move, dtype):
     assert held(trace, "parameter") == 2 * 72 * dtype.itemsize
 
 
+@TORCH_WARNS_OF_COPIES
 def test_a_model_may_be_a_copy():
     trace = estimate(program(model=lambda: copy.deepcopy(nn.Linear(8, 8))), "copied")
     assert held(trace, "parameter") == 288
 
 
+@TORCH_WARNS_OF_COPIES
 def test_torchs_own_transformer_can_be_estimated():
     def transformer():
         layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
