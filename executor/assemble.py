@@ -71,6 +71,21 @@ def phases_of(operations: list[Logged]) -> list[Phase]:
     ]
 
 
+def replayed_peak_nbytes(trace: Trace) -> int:
+    """Return the most requested bytes at once, if everything goes as soon as the program and
+    autograd let go of it."""
+    facts = trace.facts
+    dying = [0] * (facts.op_count + 2)
+    for nbytes, death in zip(facts.nbytes, facts.death, strict=True):
+        dying[min(death, facts.op_count + 1)] += nbytes
+    there = sum(n for n, alive in zip(facts.nbytes, facts.alive_at_start, strict=True) if alive)
+    peak = there
+    for fresh, inside, gone in zip(facts.fresh_nbytes, facts.inside_nbytes, dying, strict=False):
+        there += fresh - gone
+        peak = max(peak, there + inside)
+    return peak
+
+
 class _Stored:
     """A storage of the trace: a life, or several that a plain step keeps in one storage."""
 

@@ -18,7 +18,7 @@ import torch
 
 from ..errors import InvalidInput
 from ..traces import Trace
-from .assemble import Step, assemble, phases_of
+from .assemble import Step, assemble, phases_of, replayed_peak_nbytes
 from .attribution import PHASES, Attribution, attribute
 from .log import Log
 from .meter import CudaMeter, blocks
@@ -33,6 +33,8 @@ from .timeline import Marks, Timeline, profiled
 WARMUP_STEPS: Final = 3
 TIMED_STEPS: Final = 7
 PROFILED_STEPS: Final = 5
+PEAK_TOLERANCE: Final = 0.005
+"""How far the replayed peak may be off a plain step's before the trace says so by a caveat."""
 
 
 class Measured(NamedTuple):
@@ -129,7 +131,8 @@ class Recorder:
         found = self._times()
         notes |= self._findings(found)
         trace = assemble(self._step, self.name, notes, found.times)
-        return msgspec.structs.replace(trace, machine=machine_of(self.device))
+        trace = msgspec.structs.replace(trace, machine=machine_of(self.device))
+        return self._compared(trace, found)
 
     # -- stages ------------------------------------------------------------------------------------
 
@@ -241,6 +244,20 @@ class Recorder:
 
     def _phases(self) -> list[PhaseTimes]:
         return [each.phases for each in self.measured]
+
+    def _compared(self, trace: Trace, found: Attribution) -> Trace:
+        """Return the trace with a note on how its peak and kernels compare with a plain step's."""
+        there = max(each.requested_peak_nbytes for each in self.measured)
+        off = replayed_peak_nbytes(trace) - there
+        notes = {"peak_beside_torch": f"{off:+} bytes when replayed, of {there} in a plain step"}
+        doubts = [trace.notes["caveat"]] if "caveat" in trace.notes else []
+        if abs(off) > PEAK_TOLERANCE * there:
+            doubts.append(f"the replayed peak is {off:+} bytes off a plain step's")
+        if not found.same_kernels:
+            doubts.append("a plain step ran other kernels than the logged one")
+        if doubts:
+            notes["caveat"] = "; ".join(doubts)
+        return msgspec.structs.replace(trace, notes=trace.notes | notes)
 
     def _findings(self, found: Attribution) -> dict[str, str]:
         """Return what was measured beside the operations, as notes."""
