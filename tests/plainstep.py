@@ -12,6 +12,7 @@ that keep what they are given and leave marks. Left out is what a trace does not
 import gc
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -167,15 +168,11 @@ def _mark(text: str) -> None:
         pass
 
 
-class _marked:
-    def __init__(self, region: str) -> None:
-        self.region = region
-
-    def __enter__(self) -> None:
-        _mark(f"begin {self.region}")
-
-    def __exit__(self, *_: object) -> None:
-        _mark(f"end {self.region}")
+@contextmanager
+def _marked(region: str) -> Iterator[None]:
+    _mark(f"begin {region}")
+    yield
+    _mark(f"end {region}")
 
 
 class _Raw(NamedTuple):
@@ -397,9 +394,12 @@ def hold_differences(plain: list[Hold], trace: list[Hold]) -> list[str]:
     plain, trace = ([hold for hold in holds if hold.node] for holds in (plain, trace))
     one, two = ([each[:5] for each in holds] for holds in (plain, trace))
     if one != two:
+        missing = [hold for hold in one if hold not in two]
+        wrong = [hold for hold in two if hold not in one]
         return [
-            f"(offset, bytes, packed, unpacked, node): only plain {[h for h in one if h not in two]}",
-            f"only in the trace {[h for h in two if h not in one]}; {len(one)} and {len(two)}",
+            f"{len(one)} saves as (offset, bytes, packed, unpacked, node), in the trace {len(two)}",
+            f"only in the plain step {missing}",
+            f"only in the trace {wrong}",
         ]
     return [
         f"{name}: {getattr(one, name)[0]} bytes alive, in the trace {getattr(two, name)}: {one}"

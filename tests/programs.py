@@ -707,6 +707,25 @@ def retained_gradients_and_hooks() -> Training:
 
 
 @program
+def retained_gradients_of_two_passes() -> Training:
+    """The second is added to the first out of place: it is no sum of the engine's."""
+    model = Bag(one=nn.Linear(8, 7), two=nn.Linear(7, 5))
+    x = torch.randn(3, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        y = model.one(x).exp()
+        y.retain_grad()
+        loss = model.two(y).sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+        optimizer.step()
+
+    return Training(model, run, optimizer)
+
+
+@program
 def a_gradient_that_a_hook_keeps() -> Training:
     """The first of two gradients is held elsewhere: no sum may be put into it."""
     model = nn.Linear(8, 8)
@@ -1057,6 +1076,32 @@ TARGET = torch.linspace(0.1, 0.9, 35).view(5, 7)
 MASK = torch.zeros(4, 4)
 
 
+class OwnSum(torch.autograd.Function):
+    """Adds in its backward, and then lets go of what it added: a new sum all the same."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient * x + gradient * x
+
+
+class OwnIndex(torch.autograd.Function):
+    """Does in its backward what torch's own formula does in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x[INDEX]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.new_zeros(5, 7).index_put((INDEX,), gradient, True)
+
+
 def formula(function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> Callable[[], Training]:
     """Return a program that is one formula of parameters."""
 
@@ -1093,9 +1138,7 @@ FORMULAS: Final[dict[str, Callable[[], Training]]] = {
     "normalize": formula(lambda w: F.normalize(w * w) + F.cosine_similarity(w * w, w)[:, None]),
     "distances": formula(lambda w: torch.cdist(w * w, w)),
     "softmax": formula(lambda w: (w * w).softmax(0) * (w * w).log_softmax(1)),
-    "einsum": formula(
-        lambda a, b: torch.einsum("bij,bkj->bk", a * a, b * b), (2, 3, 4), (2, 5, 4)
-    ),
+    "einsum": formula(lambda a, b: torch.einsum("bij,bkj->bk", a * a, b * b), (2, 3, 4), (2, 5, 4)),
     "matmul broadcast": formula(lambda a, b: torch.matmul(a * a, b * b), (2, 1, 3, 4), (5, 4, 2)),
     "linear on a batch": formula(
         lambda a, w, b: F.linear(a * a, w, b).exp(), (2, 3, 4), (5, 4), (5,)
@@ -1103,9 +1146,7 @@ FORMULAS: Final[dict[str, Callable[[], Training]]] = {
     "linear on a transposed batch": formula(
         lambda a, w, b: F.linear((a * a).transpose(0, 1), w, b).exp(), (2, 3, 4), (5, 4), (5,)
     ),
-    "bilinear": formula(
-        lambda a, b, w: F.bilinear(a * a, b, w).exp(), (3, 4), (3, 5), (2, 4, 5)
-    ),
+    "bilinear": formula(lambda a, b, w: F.bilinear(a * a, b, w).exp(), (3, 4), (3, 5), (2, 4, 5)),
     "attention": formula(
         lambda q, k: F.scaled_dot_product_attention(q * q, k * k, k, is_causal=True),
         (1, 2, 4, 4),
@@ -1171,10 +1212,45 @@ FORMULAS: Final[dict[str, Callable[[], Training]]] = {
     "roll and flip": formula(lambda w: (w * w).roll(1, 0).exp() + (w * w).flip(0)),
     "tril": formula(lambda w: (w * w).tril().exp() + (w * w).diag().diag_embed().sum()),
     "complex product by hand": formula(lambda w: (w[..., 0] * w[..., 1]).exp(), (3, 4, 2)),
+    "svd": formula(lambda w: sum(part.exp().sum() for part in torch.linalg.svd(w * w, False))),
+    "qr": formula(lambda w: sum(part.exp().sum() for part in torch.linalg.qr((w * w).t()))),
+    "matrix_exp": formula(lambda w: torch.linalg.matrix_exp(w @ w.t())),
+    "pinv": formula(lambda w: torch.linalg.pinv(w * w)),
+    "atan2": formula(lambda w: torch.atan2(w * w, w.exp())),
+    "std_mean": formula(lambda w: sum(torch.std_mean(w * w, 1))),
+    "quantile": formula(lambda w: (w * w).quantile(0.3)),
+    "cummax": formula(lambda w: (w * w).cummax(0).values),
+    "kthvalue": formula(lambda w: (w * w).kthvalue(2).values),
+    "take": formula(lambda w: (w * w).take(INDEX)),
+    "corrcoef": formula(lambda w: torch.corrcoef(w * w)),
+    "clamp by tensors": formula(lambda w: (w * w).clamp(w * 0.5, w.exp()).sin()),
+    "setitem": formula(lambda w: _with_rows(w * w, w[:2].exp()).exp()),
+    "half precision": formula(lambda w: ((w * w).bfloat16() @ w.t().bfloat16()).float()),
+    "dropout of channels": formula(lambda w: F.dropout1d(w[None] * w).exp()),
+    "random relu": formula(lambda w: F.rrelu(w - 0.5, training=True).exp()),
+    # By hand, these make new tensors, where torch's own functions and formulas write in place.
+    "linear by hand": formula(lambda w: (TARGET @ w.t() + w[:, 0]).exp()),
+    "linear on a transposed batch by hand": formula(
+        lambda a, w, b: ((a * a).transpose(0, 1) @ w.t() + b).exp(), (2, 3, 4), (5, 4), (5,)
+    ),
+    "attention by hand": formula(
+        lambda q: (q @ q.transpose(-2, -1)).add(MASK).softmax(-1) @ q, (1, 2, 4, 4)
+    ),
+    "index_put by hand": formula(lambda w: torch.zeros(5, 7).index_put((INDEX,), w[:3].exp())),
+    "scatter by hand": formula(lambda w: torch.zeros(5, 7).scatter(1, COLUMNS, w[:, :2]).exp()),
+    "masked_scatter by hand": formula(lambda w: torch.zeros(5, 7).masked_scatter(w > 0.5, w)),
+    "sigmoid minus target by hand": formula(lambda w: (w * w).sigmoid().sub(TARGET).mul(w)),
+    "a sum in a backward by hand": formula(lambda w: OwnSum.apply(w * 2.0)),
+    "an index in a backward by hand": formula(lambda w: OwnIndex.apply(w * 2.0).exp()),
     "solve": formula(lambda a, b: torch.linalg.solve(a @ a.t() + torch.eye(4), b), (4, 4), (4, 2)),
     "cholesky": formula(lambda a: torch.linalg.cholesky(a @ a.t() + torch.eye(4)), (4, 4)),
     "determinant": formula(lambda a: torch.logdet(a @ a.t() + torch.eye(4)), (4, 4)),
 }
+
+
+def _with_rows(a: Tensor, rows: Tensor) -> Tensor:
+    a[1:3] = rows
+    return a
 
 
 def _gate(a: Tensor, b: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 import contextlib
 import gc
+import re
 import warnings
+import weakref
 
 import pytest
 
@@ -253,7 +255,7 @@ def test_attention_is_random_if_it_drops(dropout, recompute):
 
 @torch.library.custom_op("superneurons_tests::scaled", mutates_args=())
 def scaled(x: torch.Tensor) -> torch.Tensor:
-    return x.numpy() * 2.0 if False else x * 2.0
+    return x * 2.0
 
 
 @torch.library.custom_op("superneurons_tests::shift_", mutates_args=("x",))
@@ -277,7 +279,6 @@ def test_operators_of_other_libraries_are_opaque():
     scratch = torch.zeros(3, 9)
     trace = record(training(model, loss), "step")
     opaque = [op for op in trace.operations if op.recompute == "opaque"]
-    assert [(op.name.rpartition(".")[2], op.phase) for op in opaque if "scaled" in op.name]
     assert {op.phase for op in opaque if "scaled" in op.name} == {"forward", "backward"}
     (shift,) = (op for op in opaque if "shift" in op.name)
     assert len(shift.writes) == 1  # in place
@@ -301,7 +302,7 @@ def test_what_an_unseen_kernel_fills_is_opaque():
 def test_the_host_waits_for_what_it_reads():
     trace = record(PROGRAMS["the_loss_is_printed"](), "step")
     waits = [op for op in trace.operations if op.waits]
-    assert [op.phase for op in waits] == ["forward", "optimizer", "optimizer"] or len(waits) == 3
+    assert [op.phase for op in waits] == ["forward", "optimizer", "optimizer"]
     assert all(op.writes == () for op in waits)
 
 
@@ -361,12 +362,13 @@ def test_what_nobody_else_holds_is_released_after_its_last_use_in_forward():
     hidden = sigmoid.writes[0]
     assert matmul.reads.count(hidden) == 1
     assert released(trace)[hidden] == 3  # right after the second product
-    (save, *_) = (save for save in trace.saves if save.value == hidden)
+    asked = [save.unpacked for save in trace.saves if save.value == hidden]
     facts = trace.facts
     s = facts.storage_index[hidden]
     assert facts.managed[s]
     assert facts.absent_from[s] == 3
-    assert facts.absent_until[s] == save.unpacked > 3
+    assert len(asked) == 2  # by its own backward, and by the next layer's
+    assert facts.absent_until[s] == min(asked) > 3
 
 
 def test_what_the_program_keeps_to_the_end_of_forward_is_released_there():
@@ -411,7 +413,9 @@ def test_concatenations_hold_more_than_a_chain():
         """Return the share of managed bytes times places that a driver may give up."""
         facts = record(PROGRAMS[name](), "step").facts
         kept = [
-            s for s in range(facts.storage_count) if facts.managed[s] and not facts.alive_at_start[s]
+            s
+            for s in range(facts.storage_count)
+            if facts.managed[s] and not facts.alive_at_start[s]
         ]
         away = sum(facts.nbytes[s] * (facts.absent_until[s] - facts.absent_from[s]) for s in kept)
         there = sum(facts.nbytes[s] * (facts.death[s] - facts.writers[s][0]) for s in kept)
@@ -436,9 +440,9 @@ def test_a_retained_graph_keeps_its_saves_to_the_last_pass():
     assert len(passes) == 2
     hidden = next(op for op in trace.operations if op.kind == "activation").writes[0]
     save = next(save for save in trace.saves if save.value == hidden)
-    assert passes[0] < save.unpacked < passes[1] < trace.facts.death[
-        trace.facts.storage_index[hidden]
-    ]
+    assert (
+        passes[0] < save.unpacked < passes[1] < trace.facts.death[trace.facts.storage_index[hidden]]
+    )
 
 
 # -- a recording -----------------------------------------------------------------------------------
@@ -452,9 +456,24 @@ def test_a_recording_says_when_it_is_done_and_leaves_later_steps_alone():
             step()
     trace = recorder.trace()
     with recorder.step():
-        assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+        assert _get_current_dispatch_mode_stack() == []
         step()
-    assert recorder.trace().facts.digest == trace.facts.digest
+    assert recorder.done
+    assert trace.facts.op_count > 0
+
+
+def test_a_trace_may_be_asked_for_when_all_is_over():
+    step = adam_step()
+    recorder = Recorder("step")
+    while not recorder.done:
+        with recorder.step():
+            step()
+    digest = recorder.trace().facts.digest
+    step()  # lets go of the recorded step's gradients
+    assert recorder.trace().facts.digest == digest
+    del step
+    gc.collect()
+    assert recorder.trace().facts.digest == digest
 
 
 def test_two_recordings_are_the_same():
@@ -480,8 +499,6 @@ def test_a_trace_asked_for_too_early_is_refused(steps):
 
 
 def test_a_model_is_not_kept_alive():
-    import weakref
-
     step = adam_step()
     recorder = Recorder("step")
     while not recorder.done:
@@ -561,10 +578,11 @@ def test_the_users_error_arrives_and_nothing_is_left_behind(where, number):
     step, error, model = failing(where)
     before = surroundings()
     recorder = Recorder("broken")
-    with pytest.raises(Stop) as raised:
-        for i in range(3):
-            with recorder.step():
-                step(i == number)
+    for _ in range(number):
+        with recorder.step():
+            step(False)
+    with pytest.raises(Stop) as raised, recorder.step():
+        step(True)
     assert raised.value is error
     assert surroundings() == before
     assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
@@ -616,7 +634,7 @@ def test_a_step_that_grows_is_refused_with_the_difference():
         return y.sum()
 
     with pytest.raises(InvalidInput, match=r"not closed.*only at the end: \S*addmm \(108 bytes\)"):
-        record(training(model, loss), "step").facts
+        record(training(model, loss), "step")
 
 
 def test_a_step_that_shrinks_is_refused_with_the_difference():
@@ -631,7 +649,7 @@ def test_a_step_that_shrinks_is_refused_with_the_difference():
         return model(x).sum()
 
     with pytest.raises(InvalidInput, match=r"not closed.*only at the start: .*\(196 bytes\)"):
-        record(training(model, loss), "step").facts
+        record(training(model, loss), "step")
 
 
 def test_a_step_that_grows_by_a_graph_is_refused():
@@ -649,7 +667,7 @@ def test_a_step_that_grows_by_a_graph_is_refused():
         optimizer.step()
 
     with pytest.raises(InvalidInput, match="not closed"):
-        record(step, "step").facts
+        record(step, "step")
 
 
 def complex_loss():
@@ -687,9 +705,6 @@ def test_tensors_without_plain_bytes_are_refused_by_name(loss, word, operator):
         warnings.simplefilter("ignore")  # torch would have us call it otherwise
         with pytest.raises(Unsupported, match=word) as raised:
             record(training(model, lambda: model(x).sum() + loss()), "step")
-    assert pytest.approx(1) == 1
-    import re
-
     assert re.search(operator, str(raised.value))
     assert surroundings() == before
 
@@ -764,7 +779,7 @@ def _unseen(model, x):
 def _saved_for_nothing(model, x):
     y = model(x)
     unused = y.pow(2)
-    loss = y.sin().sum() if False else y.sum()
+    loss = y.sum()
     y.add_(1.0)
     del unused
     loss.backward()
@@ -818,7 +833,7 @@ def test_a_modified_saved_tensor_is_noticed_as_in_plain_torch(body):
     assert surroundings() == before
 
 
-def test_at_least_half_of_the_modifications_are_errors_in_plain_torch():
+def test_more_than_half_of_the_modifications_are_errors_in_plain_torch():
     model = nn.Linear(6, 6)
     errors = 0
     for body in MODIFICATIONS:
@@ -833,21 +848,18 @@ def test_at_least_half_of_the_modifications_are_errors_in_plain_torch():
 # -- compiled regions ------------------------------------------------------------------------------
 
 
-def test_a_compiled_region_is_refused_by_name_or_recorded_right():
-    layer = nn.Linear(6, 9)
-    compiled = torch.compile(nn.Sequential(layer, nn.Sigmoid()), backend="aot_eager")
+@pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning")
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_compiled_region_is_refused_by_name(trained):
+    """What its kernels do, operators do not tell; under a mode it runs as operators instead."""
+    compiled = torch.compile(nn.Sequential(nn.Linear(6, 9), nn.Sigmoid()), backend="aot_eager")
     head = nn.Linear(9, 2)
     x = torch.randn(3, 6)
-    model = Bag(body=compiled, head=head)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            trace = record(training(model, lambda: head(compiled(x)).sum()), "step")
-        except InvalidInput as error:
-            assert "compile" in str(error)
-            return
-    forward = [op.kind for op in trace.operations if op.phase == "forward"]
-    seen = forward.count("matmul") == 2 and "activation" in forward
-    named = [op for op in trace.operations if op.recompute == "opaque"]
-    assert seen or {op.phase for op in named} == {"forward", "backward"}
+    def loss():
+        with torch.set_grad_enabled(trained):
+            hidden = compiled(x)
+        return head(hidden).sum()
+
+    with pytest.raises(Unsupported, match="compile"):
+        record(training(Bag(body=compiled, head=head), loss), "step")

@@ -135,9 +135,7 @@ def test_a_formula_takes_the_bytes_of_the_plain_one(name):
     assert_same_bytes(watch(FORMULAS[name]), recorded(FORMULAS[name]))
 
 
-@pytest.mark.parametrize(
-    "build", [results_into_an_empty_tensor, a_storage_that_shrinks_and_grows]
-)
+@pytest.mark.parametrize("build", [results_into_an_empty_tensor, a_storage_that_shrinks_and_grows])
 def test_a_storage_that_changes_its_size_is_followed_or_refused(build):
     plain = watch(build)
     try:
