@@ -14,12 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import Unsupported
 from ..traces import Trace
 from .cuda_operators import CUDNN_NAMES, KEEP_ALL, CudaOperators
+from .in_place import ModeRules
 from .log import Log, tensors_of
 from .operators import Operator, operator
 from .private import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensors,
+    Observer,
     Overload,
     address,
 )
@@ -40,7 +42,7 @@ def estimate(build: Callable[[], Callable[[], object]], name: str) -> Trace:
         try:
             with CudaOperators():
                 step = build()
-            recorder = Recorder(name, log.device, log)
+            recorder = Recorder(name, log.device, log, _Mode)
             while not recorder.done:
                 with _cuda_optimizers(log), CudaOperators(), recorder.step():
                     step()
@@ -63,13 +65,11 @@ class _CudaLog(Log):
     """A log of the CPU's operators under the names of CUDA's, without what stays on the host."""
 
     def __init__(self) -> None:
-        super().__init__(torch.device("cpu"))
+        super().__init__(torch.device("cpu"), rules=ModeRules())
         self._on_host: set[int] = set()  # by address, while alive
 
-    def __torch_dispatch__(
-        self, func: Overload, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See an operator: run it, and log what it did unless the host does it."""
         if func is torch.ops.aten.lift_fresh.default and args[0].dim() == 0:
             self.leave_on_host(args[0])  # torch.tensor(1.0)
         tensors = () if self.quiet else [tensor for _, tensor in tensors_of(args, kwargs)]
@@ -78,7 +78,7 @@ class _CudaLog(Log):
             if isinstance(result, torch.Tensor) and result.dim() == 0:
                 self.leave_on_host(result)
             return result
-        result = super().__torch_dispatch__(func, types, args, kwargs)
+        result = super().observe(func, args, kwargs)
         if func.overloadpacket.__name__ in KEEP_ALL and result.dim() == 0 and not self.quiet:
             life = self.book.find(result)
             if life is not None:
@@ -106,6 +106,19 @@ class _CudaLog(Log):
     def describe(self, func: Overload) -> Operator:
         """Return what is known of an operator, under the name of CUDA's."""
         return operator(func, CUDNN_NAMES.get(func.overloadpacket.__name__, ""))
+
+
+class _Mode(TorchDispatchMode):
+    """Shows an observer the operators as a dispatch mode, for fake tensors are one themselves."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._observer = observer
+
+    def __torch_dispatch__(
+        self, func: Overload, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return self._observer(func, args, kwargs or {})
 
 
 class _Values(TorchDispatchMode):

@@ -1,26 +1,20 @@
 """The log of training steps: every operation as it was dispatched, and the storages it touched.
 
-A dispatch mode sees the operations below autograd, with composite functions resolved. What only
-makes another view of the same bytes is no operation here.
-
-One thing a mode changes: where autograd adds up the gradients of a value with several consumers,
-or scatters a gradient into zeros, it works in place in a plain step, and makes a new tensor while
-any mode is active (its rule for tensor subclasses). The log marks these operations, and the trace
-says what a plain step does.
+The log is shown the operations below autograd, with composite functions resolved. What only makes
+another view of the same bytes is no operation here.
 """
 
-import sys
 from collections.abc import Iterator
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any, Final, Protocol
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import Unsupported
 from ..traces import Precision
+from .in_place import PlainRules
 from .operators import Operator, draws, operator
-from .private import Overload, holders, in_backward, number_of, running_node, sequence_number
+from .private import Overload, backward_pass, number_of, running_node, sequence_number
 from .storages import Book, Life
 
 
@@ -47,6 +41,7 @@ class Logged:
 
     __slots__ = (
         "backward",
+        "backward_pass",
         "call",
         "dispatch",
         "flops",
@@ -69,7 +64,8 @@ class Logged:
         self.operator = what
         self.dispatch = 0
         self.call: tuple[int, CodeType | None, int] = (0, None, 0)
-        self.backward = in_backward()
+        self.backward_pass = backward_pass()
+        self.backward = self.backward_pass >= 0
         self.node = -1
         self.module = ""
         self.reads: list[Access] = []
@@ -97,20 +93,24 @@ class Meter(Protocol):
         ...
 
 
-class Log(TorchDispatchMode):
-    """Logs what is dispatched on *device* while it is active, one step after the other."""
+class Log:
+    """Logs what it is shown of *device*, one step after the other."""
 
-    def __init__(self, device: torch.device, meter: Meter | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(
+        self,
+        device: torch.device,
+        meter: Meter | None = None,
+        rules: "PlainRules | None" = None,
+    ) -> None:
         self.device: Final = device
         self.operations: list[Logged] = []
         self.book: Final = Book(self.place)
         self.quiet = False  # what the recorder itself does is not logged
         self.module = ""  # the path of the module that runs in forward
-        self.caveats: set[str] = set()
         self.unreleased: list[Life] = []  # saved storages that the program still holds
         self._modules: dict[int, str] = {}  # by sequence number
         self._meter = meter
+        self.rules = rules or PlainRules()
         self.dispatched = 0
 
     def place(self) -> int:
@@ -135,14 +135,8 @@ class Log(TorchDispatchMode):
                 life.released = len(self.operations)
         self.unreleased = still
 
-    def __torch_dispatch__(
-        self,
-        func: Overload,
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See an operator: run it, and log what it did."""
         if self.quiet or func.namespace == "prim":  # asking a fake tensor for its device is one
             return func(*args, **kwargs)
         self.poll()
@@ -169,10 +163,7 @@ class Log(TorchDispatchMode):
         if what.flops is not None:
             logged.flops = int(what.flops(*args, **kwargs, out_val=result))
             logged.precision = precision_of(what, args)
-        caller = _caller()
-        logged.call = (id(caller), caller.f_code, caller.f_lasti)  # a frame would keep its tensors
-        if len(logged.fresh) == 1 and self._plainly_in_place(logged, args, caller):
-            self._mark_in_place(logged, args[0], result)
+        self.rules.mark(self, logged, args, result)
         self._follow_sizes(logged)
         for life in logged.overwrites:
             life.version += 1
@@ -195,6 +186,8 @@ class Log(TorchDispatchMode):
             if not self.here(tensor):
                 continue
             self._refuse_unsupported(tensor, what)
+            if key not in what.written and self._is_number(tensor):
+                continue
             if what.name == "lift_fresh" and self.book.find(tensor) is None:
                 continue  # torch.tensor(...): it is made here
             life = self.book.find(tensor) or self.book.enter(tensor, -1)
@@ -260,61 +253,27 @@ class Log(TorchDispatchMode):
         if logged.backward:
             node = running_node()
             logged.node = -1 if node is None else number_of(node)
-            if node is not None and node.name() in OTHER_FORMULAS:
-                self.caveats.add(node.name())
             logged.module = self._modules.get(logged.node, "")
         else:
             logged.node = sequence_number() - 1
             logged.module = self._modules.setdefault(logged.node, self.module)
             logged.module = self.module
 
-    def _plainly_in_place(self, logged: Logged, args: tuple[Any, ...], caller: FrameType) -> bool:
-        """Return whether torch would run the operation in place if no mode were active.
-
-        That holds for what autograd's engine and some of its formulas do, called from no Python
-        function inside a node, and for the bias that a linear function adds to its product.
-        """
-        first, name = args[0] if args else None, logged.operator.name
-        if not isinstance(first, torch.Tensor) or not self.here(first):
-            return False
-        if logged.backward:
-            if torch.is_grad_enabled() or caller.f_code.co_name != "_engine_run_backward":
-                return False
-            if name in PLAINLY_IN_PLACE:
-                return True
-            node = running_node()
-            if node is None or name not in FORMULAS_IN_PLACE.get(node.name(), ()):
-                return False
-            maker = self._maker(first)
-            return maker is not None and maker.backward and maker.node == logged.node
-        if name != "add":
-            return False
-        bias, maker = args[1], self._maker(first)
-        return (
-            isinstance(bias, torch.Tensor)
-            and bias.dim() == 1
-            and maker is self.operations[-1]
-            and maker.operator.kind == "matmul"
-            and maker.call == logged.call
-        )
-
-    def _maker(self, tensor: torch.Tensor) -> Logged | None:
+    def maker(self, tensor: torch.Tensor) -> Logged | None:
         """Return the operation that made a tensor's storage, None if it was there before."""
         life = self.book.find(tensor)
         if life is None or not 0 <= life.born < len(self.operations):
             return None
         return self.operations[life.born]
 
-    def _mark_in_place(self, logged: Logged, first: torch.Tensor, result: torch.Tensor) -> None:
-        life = self.book.find(first)
-        if (
-            life is not None
-            and holders(life.address) == 2  # *first* itself, and the storage's Python object
-            and first.shape == result.shape
-            and first.dtype == result.dtype
-            and first.stride() == result.stride()
-        ):
-            logged.result_in = life
+    def _is_number(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor is a Python number on its way into an operator."""
+        return (
+            tensor.dim() == 0
+            and tensor.device.type == "cpu"
+            and tensor.dtype in (torch.float64, torch.int64, torch.bool)
+            and self.book.find(tensor) is None
+        )
 
     def _refuse_unsupported(self, tensor: torch.Tensor, what: Operator) -> None:
         why = ""
@@ -330,24 +289,6 @@ class Log(TorchDispatchMode):
                 f"{what.name}{where} works on {why}, which a recording cannot tell apart into "
                 "bytes yet; record a step without it"
             )
-
-
-PLAINLY_IN_PLACE: Final = frozenset(
-    {"add", "index_put", "scatter", "scatter_add", "index_add", "masked_scatter", "index_fill"}
-)
-"""What autograd's engine and formulas run in place unless a mode is active."""
-
-FORMULAS_IN_PLACE: Final = {
-    "BinaryCrossEntropyWithLogitsBackward0": frozenset({"sub", "mul", "div"}),
-}
-"""The same for single formulas, by their node's name."""
-
-OTHER_FORMULAS: Final = frozenset(
-    {"MaxBackward1", "MinBackward1", "AmaxBackward0", "AminBackward0", "ProdBackward0"}
-    | {"ProdBackward1", "CumprodBackward0"}
-)
-"""Formulas of which torch runs another one while a mode is active: what a plain step does is not
-seen. A trace with one of them says so."""
 
 
 def extent(tensor: torch.Tensor) -> tuple[int, int]:
@@ -400,14 +341,3 @@ def _each(result: Any) -> Iterator[torch.Tensor]:
 def _trains(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether a normalization is called in training: its one true or false argument."""
     return any(argument is True for argument in (*args, *kwargs.values()))
-
-
-def _caller() -> FrameType:
-    """Return the Python frame that called torch."""
-    frame = sys._getframe(2)
-    while frame.f_code.co_name in _WRAPPERS and frame.f_back is not None:
-        frame = frame.f_back
-    return frame
-
-
-_WRAPPERS: Final = frozenset({"__torch_dispatch__", "inner", "_fn"})  # that dynamo puts around ours

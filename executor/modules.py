@@ -14,7 +14,9 @@ from torch.nn.modules.module import (
 )
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ..errors import Unsupported
 from .log import Log
+from .saves import COMPILED
 
 
 class Modules:
@@ -48,6 +50,8 @@ class Modules:
         self._log.module = ""
 
     def _enter_module(self, module: torch.nn.Module, inputs: object) -> None:
+        if type(module).__name__ == "OptimizedModule":
+            raise Unsupported(COMPILED)
         if id(module) not in self._paths:
             self._add_root(module)
         self._stack.append(self._paths[id(module)])

@@ -3,7 +3,9 @@
 `tests/test_private.py` tells when one has gone or behaves differently. Seen in 2.11 and 2.13.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +19,52 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 Overload = torch._ops.OpOverload
 """An operator with one of its signatures: what a dispatch mode is handed."""
+
+
+Observer = Callable[[Overload, tuple[Any, ...], dict[str, Any]], Any]
+"""What sees an operator with its arguments, calls it, and returns its result."""
+
+_observers: list[Observer] = []
+
+
+@cache
+def _observers_key() -> tuple[Any, Any]:
+    """Return the dispatch key that observers stand at, alone and as a set; put them there once.
+
+    The key `Fake` is below autograd and above all devices, and nothing else has it.
+    """
+    key = torch._C._dispatch_key_parse("Fake")
+    keys = torch._C.DispatchKeySet(key)
+
+    def observe_below(overload: Overload, *args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return _observers[-1](overload, args, kwargs)
+
+    everything = torch.library.Library("_", "IMPL")
+    everything.fallback(observe_below, "Fake")
+    # A subclass is made of a tensor that Python has not seen: of a detached one.
+    aten = torch.library.Library("aten", "IMPL")
+    aten.impl("detach", torch.library.fallthrough_kernel, "Fake")
+    _kept.extend((everything, aten))
+    return key, keys
+
+
+_kept: list[torch.library.Library] = []  # a library that goes takes its operators along
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Let *observer* see each operator below autograd inside the block, and call it.
+
+    No dispatch mode is active, so torch runs what it runs otherwise.
+    """
+    key, _ = _observers_key()
+    _observers.append(observer)
+    try:
+        with torch._C._IncludeDispatchKeyGuard(key):
+            yield
+    finally:
+        _observers.pop()
 
 
 class FakeTensors(FakeTensorMode):
@@ -55,9 +103,14 @@ def version(tensor: torch.Tensor) -> int:
     return -1 if tensor.is_inference() else int(tensor._version)
 
 
-def in_backward() -> bool:
-    """Return whether this thread is inside a backward pass, between nodes too."""
-    return bool(torch._C._current_graph_task_id() != -1)
+def backward_pass() -> int:
+    """Return the number of the backward pass that this thread is in, between nodes too; or -1."""
+    return int(torch._C._current_graph_task_id())
+
+
+def is_view(tensor: torch.Tensor) -> bool:
+    """Return whether autograd knows a tensor as a view: it then holds the one it is a view of."""
+    return tensor._base is not None
 
 
 def holders(address: int) -> int:

@@ -9,14 +9,14 @@ which says whose kernel is whose; and a few profiled without, which give the ker
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from statistics import median
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import torch
 
-from ..errors import InvalidInput
+from ..errors import InvalidInput, Unsupported
 from ..traces import Trace
 from .assemble import Step, assemble, phases_of, replayed_peak_nbytes
 from .attribution import PHASES, Attribution, attribute
@@ -25,8 +25,9 @@ from .meter import CudaMeter, blocks
 from .modules import Modules
 from .names import known
 from .phases import PhaseTimes, Stopwatch
+from .private import Observer, observed
 from .provenance import machine_of, provenance
-from .saves import RefuseCompiled, Saves
+from .saves import COMPILED, RefuseCompiled, Saves
 from .storages import resizing_refused
 from .timeline import Marks, Timeline, profiled
 
@@ -67,7 +68,11 @@ class Recorder:
     """
 
     def __init__(
-        self, name: str, device: torch.device | str | None = None, log: Log | None = None
+        self,
+        name: str,
+        device: torch.device | str | None = None,
+        log: Log | None = None,
+        observing: Callable[[Observer], AbstractContextManager[None]] = observed,
     ) -> None:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,6 +80,7 @@ class Recorder:
         self.device: Final = _numbered(torch.device(device))
         cuda = self.device.type == "cuda"
         self.measured: list[Measured] = []
+        self._observing = observing
         self._log = log or Log(self.device, CudaMeter(self.device) if cuda else None)
         self._modules = Modules(self._log)
         self._marked: list[Timeline] = []
@@ -104,8 +110,10 @@ class Recorder:
         try:
             with stage():
                 yield
-        except BaseException:
+        except BaseException as error:
             self._broken = True
+            if type(error).__module__.startswith("torch._dynamo"):
+                raise Unsupported(COMPILED) from error
             raise
 
     def trace(self) -> Trace:
@@ -120,10 +128,11 @@ class Recorder:
             left = len(self._stages)
             raise InvalidInput(f"{self.name}: a recording needs {left} more steps; run them first")
         notes = {"made": "recorded from a training step in PyTorch"} | provenance(self.device)
-        if self._log.caveats:
+        if self._log.rules.caveats:
+            nodes = ", ".join(sorted(self._log.rules.caveats))
             notes["caveat"] = (
-                f"{', '.join(sorted(self._log.caveats))}: torch runs other formulas for these "
-                "while a step is recorded; bytes around them may differ from a plain step's"
+                f"{nodes}: torch runs other formulas for these while a step is estimated; bytes "
+                "around them may differ from a plain step's"
             )
         if self.device.type != "cuda":
             notes["times"] = "none measured: the roofline of the machine that it is simulated on"
@@ -183,7 +192,11 @@ class Recorder:
         begin = time.perf_counter()
         one_thread = torch.autograd.set_multithreading_enabled(False)
         names = self._name_gradients(gradients)
-        with _no_collections(), one_thread, self._modules, resizing_refused(), names, saves, log:
+        with ExitStack() as around:
+            for each in (_no_collections(), one_thread, self._modules, resizing_refused(), names):
+                around.enter_context(each)
+            around.enter_context(saves)
+            around.enter_context(self._observing(log.observe))
             yield
         self.logged_s = time.perf_counter() - begin
         log.poll()
@@ -203,7 +216,7 @@ class Recorder:
     @contextmanager
     def _marks(self) -> Iterator[None]:
         one_thread = torch.autograd.set_multithreading_enabled(False)
-        with profiled(self._marked, host=True), one_thread, Marks():
+        with profiled(self._marked, host=True), one_thread, self._observing(Marks().observe):
             yield
 
     @contextmanager

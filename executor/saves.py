@@ -1,7 +1,7 @@
 """What autograd keeps: when a tensor is packed, when it is asked for, and when it is let go of."""
 
 import weakref
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -9,6 +9,12 @@ from ..errors import Unsupported
 from .log import Log, extent
 from .private import running_node, sequence_number, version
 from .storages import Life
+
+COMPILED: Final = (
+    "the step has a region of torch.compile, which is not recorded: what it runs is not what "
+    "PyTorch's operators tell; record the step with torch.compiler.set_stance('force_eager'), or "
+    "without torch.compile"
+)
 
 
 class Kept:
@@ -67,11 +73,7 @@ class RefuseCompiled(torch.autograd.graph.saved_tensors_hooks):
     def _unpack(tensor: torch.Tensor) -> torch.Tensor:
         node = running_node()
         if node is not None and "CompiledFunction" in node.name():
-            raise Unsupported(
-                "the step has a region of torch.compile, which is not recorded: what it runs is "
-                "not what PyTorch's operators tell; record the step with "
-                "torch.compiler.set_stance('force_eager'), or without torch.compile"
-            )
+            raise Unsupported(COMPILED)
         return tensor
 
 

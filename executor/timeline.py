@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from .private import Overload
 
 
 class Activity(NamedTuple):
@@ -51,19 +52,17 @@ _WAITS: Final = ("Synchronize", "cudaMemcpy")
 _MARK: Final = "superneurons:"
 
 
-class Marks(TorchDispatchMode):
-    """Marks each dispatched operation in the profile with its number, in the order of the log."""
+class Marks:
+    """Marks each observed operator in the profile with its number, in the order of the log."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See an operator: run it, with a mark around it."""
         number, self.count = self.count, self.count + 1
         with record_function(f"{_MARK}{number}"):
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
 
 
 @contextmanager
