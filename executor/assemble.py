@@ -283,7 +283,10 @@ class _Assembly:
         unfilled = self._unfilled()
         operations = []
         for i, op in enumerate(self._step.operations):
-            reads = list(dict.fromkeys(self._read(access) for access in op.reads))
+            target = op.result_in if self._merged(op) else None  # which is read as it is written
+            reads = list(
+                dict.fromkeys(self._read(each) for each in op.reads if each.life is not target)
+            )
             writes, updates = [], []
             for life in op.fresh:
                 stored = self._of[life.number]
@@ -320,6 +323,12 @@ class _Assembly:
                 )
             )
         return operations
+
+    def _merged(self, op: Logged) -> bool:
+        """Whether an operation's result is in the storage of its first argument."""
+        return op.result_in is not None and (
+            self._of[op.result_in.number] is self._of[op.fresh[0].number]
+        )
 
     def _unfilled(self) -> set[int]:
         """Return the operations that only allocate, and whose bytes are read although nothing that

@@ -4,6 +4,7 @@ The log is shown the operations below autograd, with composite functions resolve
 another view of the same bytes is no operation here.
 """
 
+import weakref
 from collections.abc import Iterator
 from types import CodeType
 from typing import Any, Final, Protocol
@@ -107,6 +108,7 @@ class Log:
         self.book: Final = Book(self.place)
         self.quiet = False  # what the recorder itself does is not logged
         self.module = ""  # the path of the module that runs in forward
+        self.parameters: list[weakref.ref[torch.Tensor]] = []  # as they are come upon
         self.unreleased: list[Life] = []  # saved storages that the program still holds
         self._modules: dict[int, str] = {}  # by sequence number
         self._meter = meter
@@ -190,7 +192,7 @@ class Log:
                 continue
             if what.name == "lift_fresh" and self.book.find(tensor) is None:
                 continue  # torch.tensor(...): it is made here
-            life = self.book.find(tensor) or self.book.enter(tensor, -1)
+            life = self.book.find(tensor) or self._enter_found(tensor)
             if what.shapes_only:
                 continue
             offset, nbytes = extent(tensor)
@@ -265,6 +267,12 @@ class Log:
         if life is None or not 0 <= life.born < len(self.operations):
             return None
         return self.operations[life.born]
+
+    def _enter_found(self, tensor: torch.Tensor) -> Life:
+        """Enter a storage that was there before; remember a parameter, for nobody else may."""
+        if isinstance(tensor, torch.nn.Parameter):
+            self.parameters.append(weakref.ref(tensor))
+        return self.book.enter(tensor, -1)
 
     def _is_number(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor is a Python number on its way into an operator."""

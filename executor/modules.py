@@ -79,20 +79,26 @@ class Modules:
     # -- names -----------------------------------------------------------------------------------
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield parameters by name: those of modules, then those that only optimizers know."""
+        """Yield parameters by name: those of modules, then those that only optimizers or nobody
+        but the step itself knows."""
         seen = set()
         for root in self.roots:
             for name, parameter in root.named_parameters(prefix=self._paths[id(root)]):
                 seen.add(id(parameter))
                 yield name, parameter
-        others = 0
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    if id(parameter) not in seen:
-                        seen.add(id(parameter))
-                        yield f"parameter.{others}", parameter
-                        others += 1
+        others = [
+            parameter
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        others += [each for ref in self._log.parameters if (each := ref()) is not None]
+        number = 0
+        for parameter in others:
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"parameter.{number}", parameter
+                number += 1
 
     def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield buffers by name."""

@@ -200,6 +200,8 @@ class Recorder:
             yield
         self.logged_s = time.perf_counter() - begin
         log.poll()
+        if self._logged not in self._stages:
+            log.book.close()
         self._step = Step(
             start=start,
             first=first,

@@ -79,6 +79,7 @@ class Book:
     def __init__(self, clock: Callable[[], int]) -> None:
         self.lives: list[Life] = []
         self._clock = clock
+        self._closed = False
         self._at: dict[int, Life] = {}  # by address, while alive
         self._watches: dict[int, weakref.ref[torch.UntypedStorage]] = {}  # by number
 
@@ -98,7 +99,8 @@ class Book:
 
     def _watch(self, life: Life, storage: torch.UntypedStorage) -> None:
         def die(_: object) -> None:
-            life.dead = self._clock()
+            if not self._closed:
+                life.dead = self._clock()
             self._watches.pop(life.number, None)
             if self._at.get(life.address) is life:
                 del self._at[life.address]
@@ -120,6 +122,10 @@ class Book:
         self._at[renewed.address] = renewed
         self._watch(renewed, storage)
         return renewed
+
+    def close(self) -> None:
+        """Write no more deaths: the last step is over."""
+        self._closed = True
 
     def alive(self) -> list[Life]:
         """Return those that live, oldest first."""

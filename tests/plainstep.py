@@ -10,7 +10,7 @@ that keep what they are given and leave marks. Left out is what a trace does not
 """
 
 import gc
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -386,12 +386,22 @@ def _show(swing: Swing) -> str:
     return swing.what + " " + ", ".join(f"{nbytes} {who}" for nbytes, who in named)
 
 
-def hold_differences(plain: list[Hold], trace: list[Hold]) -> list[str]:
+def hold_differences(plain: list[Hold], trace: list[Hold], *, partly: bool = False) -> list[str]:
     """Say how the saves of a trace differ from those of the plain step.
 
-    A trace need not hold those that nobody asked for; their bytes are in what comes and goes.
+    A trace need not hold those that nobody asked for; their bytes are in what comes and goes. If
+    *partly*, it need not hold all others: it leaves out one whose storage is written over later, in
+    another part.
     """
     plain, trace = ([hold for hold in holds if hold.node] for holds in (plain, trace))
+    if partly:
+        there = Counter(each[:5] for each in trace)
+        found = []
+        for hold in plain:
+            if there[hold[:5]]:
+                there[hold[:5]] -= 1
+                found.append(hold)
+        plain = found
     one, two = ([each[:5] for each in holds] for holds in (plain, trace))
     if one != two:
         missing = [hold for hold in one if hold not in two]
