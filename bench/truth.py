@@ -7,8 +7,11 @@ saved-tensor hook fires in a run of its own, peaks, reserved bytes and step time
 the trace under `liveness`. One line of JSON each.
 """
 
+import gc
 import json
 import sys
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +45,27 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     for name in sys.argv[2:] or MODELS:
         maker, batch = MODELS[name]
-        measured = {}
+        measured: dict[int, Trace] = {}
         for size in (batch, batch // 2):
-            torch.cuda.empty_cache()
-            torch.set_default_device("cuda")
-            step = maker(batch=size)
-            torch.set_default_device(None)
+            line: dict[str, Any] = {"model": name, "batch": size}
+            step = None
             try:
-                measured[size], line = truth(step, f"{name}-b{size}", folder)
+                with torch.device("cuda"):
+                    step = maker(batch=size)
+                measured[size], found = truth(step, f"{name}-b{size}", folder)
+                line |= found
+                if size != batch and batch in measured:
+                    line["carried_step_ns"] = carried(measured[batch], measured[size])
             except Exception as error:  # one model must not cost the others
-                import traceback
-
                 traceback.print_exc()
-                print(json.dumps({"model": name, "batch": size, "error": str(error)}), flush=True)
-                continue
-            if size != batch:
-                line["carried_step_ns"] = carried(measured[batch], measured[size])
-            print(json.dumps({"model": name, "batch": size} | line), flush=True)
+                line["error"] = str(error)
+            print(json.dumps(line), flush=True)
             del step
+            gc.collect()  # a model and its recorder hold one another
+            torch.cuda.empty_cache()
 
 
 def truth(step: Any, name: str, folder: Path) -> tuple[Trace, dict[str, Any]]:
-    import time
-
     torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     recorder = Recorder(name)

@@ -46,10 +46,11 @@ class Step(NamedTuple):
 
 
 class OperationTimes(NamedTuple):
-    """Device and host times in ns by operation."""
+    """Device and host times in ns by operation, and the operations that the host waited for."""
 
     device_ns: list[int]
     host_ns: list[int]
+    waits: frozenset[int] = frozenset()
 
 
 def assemble(
@@ -318,7 +319,7 @@ class _Assembly:
                     precision=op.precision,
                     moved_nbytes=0 if op.operator.kind == "empty" else op.moved_nbytes,
                     recompute=("opaque" if i in unfilled else _recompute(op)),
-                    waits=op.waits,
+                    waits=op.waits or (times is not None and i in times.waits),
                     module=op.module,
                 )
             )

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import zip_longest
 from statistics import median
 from typing import Final, NamedTuple
 
@@ -12,6 +13,10 @@ from .timeline import Activity, Timeline
 QUEUED_NS: Final = 4_000
 """An activity that was launched this long before the one ahead of it ended was waiting for it
 alone: what lies between the two is the GPU's, not the host's."""
+
+
+GAP_NS: Final = 1_168
+"""What lies between two activities that follow at once, where no two did: as on an H200."""
 
 
 class Attribution(NamedTuple):
@@ -76,7 +81,11 @@ def attribute(
     }
     scales = _scales(host, waited, phases, unseen)
     return Attribution(
-        OperationTimes(device, [round(ns * scales[phases[i]]) for i, ns in enumerate(host)]),
+        OperationTimes(
+            device,
+            [round(ns * scales[phases[i]]) for i, ns in enumerate(host)],
+            waiting(marked, number_of),
+        ),
         gap_ns,
         (max(totals) - min(totals)) / max(median(totals), 1),
         scales,
@@ -95,7 +104,7 @@ def _usual_gap(steps: Sequence[Timeline]) -> int:
         for before, after in _neighbours(step)
         if _queued(before, after)
     ]
-    return max(0, round(median(gaps))) if gaps else 0
+    return max(0, round(median(gaps))) if gaps else GAP_NS
 
 
 def _neighbours(step: Timeline) -> list[tuple[Activity, Activity]]:
@@ -111,16 +120,36 @@ def _device_ns(step: Timeline, owner: list[int], count: int, gap_ns: int) -> lis
 
     An activity holds it until the next one begins, if that was waiting for it: a gap counts, and an
     overlap counts once. Otherwise it is taken to leave the usual gap. (A gap of more than QUEUED_NS
-    has another reason than the two kernels.)
+    has another reason than the two kernels.) What runs beside another stream holds it no longer
+    than that one alone.
     """
     held = [0] * count
-    activities = step.activities
-    for k, activity in enumerate(activities):
+    busy: dict[int, int] = {}  # by stream, until when
+    order = sorted(range(len(step.activities)), key=lambda k: step.activities[k].start_ns)
+    for k, following in zip_longest(order, order[1:]):
+        activity = step.activities[k]
         ns = activity.ns + gap_ns
-        if k + 1 < len(activities) and _queued(activity, activities[k + 1]):
-            ns = min(activities[k + 1].start_ns - activity.start_ns, activity.ns + QUEUED_NS)
-        held[owner[k]] += ns
+        if following is not None and _queued(activity, step.activities[following]):
+            until = step.activities[following].start_ns
+            ns = min(until - activity.start_ns, activity.ns + QUEUED_NS)
+        others = max((end for s, end in busy.items() if s != activity.stream), default=0)
+        held[owner[k]] += max(0, ns - max(0, others - activity.start_ns))
+        busy[activity.stream] = activity.end_ns
     return held
+
+
+def waiting(marked: Timeline, number_of: dict[int, int]) -> frozenset[int]:
+    """Return the operations that made the host wait for the GPU, before others were launched."""
+    begun = [(begin, number_of[number]) for number, begin, _ in marked.marks if number in number_of]
+    if not begun or not marked.activities:
+        return frozenset()
+    starts = [begin for begin, _ in begun]
+    last = marked.activities[-1].launch_ns
+    return frozenset(
+        begun[bisect_right(starts, wait.start_ns) - 1][1]
+        for wait in marked.waits
+        if starts[0] <= wait.start_ns < last
+    )
 
 
 def _host_ns(step: Timeline, owner: list[int], count: int) -> tuple[list[int], dict[int, int]]:
@@ -131,19 +160,22 @@ def _host_ns(step: Timeline, owner: list[int], count: int) -> tuple[list[int], d
     if not step.activities:
         return spent, blocked
     calls = sorted(a.launched_ns - a.launch_ns for a in step.activities)
-    usual = calls[len(calls) // 2]
+    usual = calls[len(calls) // 10]  # when the queue of launches is full, most calls are blocked
     wait_starts = [wait.start_ns for wait in step.waits]
     before = step.activities[0].launch_ns
     for k, activity in enumerate(step.activities):
         ns = activity.launched_ns - before
         long = activity.launched_ns - activity.launch_ns
-        lost = long - usual if long > 20 * usual else 0  # the queue of launches was full
+        full = long - usual if long > 4 * usual + 10_000 else 0  # the queue of launches was full
+        lost = full
+        if full:
+            blocked[owner[k]] = blocked.get(owner[k], 0) + full
         for i in range(bisect_left(wait_starts, before), len(step.waits)):
             if step.waits[i].start_ns >= activity.launch_ns:
                 break
             lost += step.waits[i].ns
-        if lost:
-            blocked[owner[k]] = blocked.get(owner[k], 0) + lost
+            waiter = owner[max(0, k - 1)]  # who had been launched when the wait began
+            blocked[waiter] = blocked.get(waiter, 0) + step.waits[i].ns
         spent[owner[k]] += max(0, ns - lost)
         before = max(before, activity.launched_ns)
     return spent, blocked

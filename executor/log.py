@@ -114,6 +114,7 @@ class Log:
         self._meter = meter
         self.rules = rules or PlainRules()
         self.dispatched = 0
+        self.calls = 0  # a digest of all calls so far
 
     def place(self) -> int:
         """Return the present place: how many operations have been logged."""
@@ -146,6 +147,7 @@ class Log:
         logged = Logged(what)
         logged.dispatch = self.dispatched
         self.dispatched += 1
+        self.calls = next_call(self.calls, func, args, kwargs)
         touched: dict[int, int] = {}
         writes = self._arguments(logged, args, kwargs, touched)
         if self._meter is not None:
@@ -299,6 +301,15 @@ class Log:
             )
 
 
+def next_call(calls: int, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Return the digest of calls with one more: its operator and the shapes of its tensors.
+
+    A sum of gradients is the same whether it is made in place or not: only a logged step minds.
+    """
+    name = func.overloadpacket.__name__.rstrip("_")
+    return hash((calls, name, *(tensor.shape for _, tensor in tensors_of(args, kwargs))))
+
+
 def extent(tensor: torch.Tensor) -> tuple[int, int]:
     """Return a tensor's first byte in its storage, and how many bytes it spans from there."""
     item, offset = tensor.element_size(), int(tensor.storage_offset())
@@ -317,9 +328,20 @@ def precision_of(what: Operator, args: tuple[Any, ...]) -> Precision:
         return "half"
     if dtype != torch.float32:
         return "fp32"
-    through_cudnn = what.kind in ("conv", "rnn")
-    settings = torch.backends.cudnn if through_cudnn else torch.backends.cuda.matmul
-    return "tf32" if settings.allow_tf32 else "fp32"
+    return "tf32" if allows_tf32(what.kind) else "fp32"
+
+
+def allows_tf32(kind: str) -> bool:
+    """Return whether torch lets operations of a kind run in TF32, by its new or its old switch."""
+    backends: Any = torch.backends
+    settings = backends.cudnn if kind in ("conv", "rnn") else backends.cuda.matmul
+    precision = getattr(getattr(settings, kind, settings), "fp32_precision", "none")
+    if precision in ("tf32", "ieee"):
+        return bool(precision == "tf32")
+    try:
+        return bool(settings.allow_tf32)
+    except RuntimeError:  # both switches were used, and they differ
+        return False
 
 
 def tensors_of(

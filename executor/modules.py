@@ -3,6 +3,8 @@
 The model is not handed over: modules and optimizers tell by torch's global hooks that they run.
 """
 
+import threading
+import weakref
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -23,14 +25,16 @@ class Modules:
     """Sets `log.module` to the path of the module that runs, while it is entered."""
 
     def __init__(self, log: Log) -> None:
-        self.roots: list[torch.nn.Module] = []
+        self._roots: list[weakref.ref[torch.nn.Module]] = []
         self.optimizers: list[torch.optim.Optimizer] = []
         self._log = log
-        self._paths: dict[int, str] = {}  # by the module's id: roots keeps them alive
+        self._paths: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
+        self._thread = 0
         self._stack: list[str] = []
         self._handles: list[Any] = []
 
     def __enter__(self) -> "Modules":
+        self._thread = threading.get_ident()
         self._handles = [
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, always_call=True),
@@ -52,9 +56,14 @@ class Modules:
     def _enter_module(self, module: torch.nn.Module, inputs: object) -> None:
         if type(module).__name__ == "OptimizedModule":
             raise Unsupported(COMPILED)
-        if id(module) not in self._paths:
+        if threading.get_ident() != self._thread:
+            raise Unsupported(
+                "the step runs modules in several threads (nn.DataParallel), which a recording "
+                "cannot follow; record one replica by itself"
+            )
+        if module not in self._paths:
             self._add_root(module)
-        self._stack.append(self._paths[id(module)])
+        self._stack.append(self._paths[module])
         self._log.module = self._stack[-1]
 
     def _leave_module(self, module: torch.nn.Module, inputs: object, output: object) -> None:
@@ -64,13 +73,17 @@ class Modules:
 
     def _add_root(self, module: torch.nn.Module) -> None:
         """Name a module that no other holds, and all that it holds. The first has no prefix."""
-        prefix = type(module).__name__.lower() if self.roots else ""
-        taken = {self._paths[id(root)] for root in self.roots}
-        if prefix in taken:
-            prefix += f"-{len(self.roots)}"
-        self.roots.append(module)
+        prefix = type(module).__name__.lower() if self._roots else ""
+        if prefix in {path for _, path in self._living()}:
+            prefix += f"-{len(self._roots)}"
+        self._roots.append(weakref.ref(module))
         for path, each in module.named_modules(prefix=prefix):
-            self._paths.setdefault(id(each), path)
+            self._paths.setdefault(each, path)
+
+    def _living(self) -> list[tuple[torch.nn.Module, str]]:
+        """Return the modules that no other holds, with their paths."""
+        there = (ref() for ref in self._roots)
+        return [(root, self._paths[root]) for root in there if root is not None]
 
     def _see_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         if not any(optimizer is each for each in self.optimizers):
@@ -82,8 +95,8 @@ class Modules:
         """Yield parameters by name: those of modules, then those that only optimizers or nobody
         but the step itself knows."""
         seen = set()
-        for root in self.roots:
-            for name, parameter in root.named_parameters(prefix=self._paths[id(root)]):
+        for root, path in self._living():
+            for name, parameter in root.named_parameters(prefix=path):
                 seen.add(id(parameter))
                 yield name, parameter
         others = [
@@ -102,8 +115,8 @@ class Modules:
 
     def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield buffers by name."""
-        for root in self.roots:
-            yield from root.named_buffers(prefix=self._paths[id(root)])
+        for root, path in self._living():
+            yield from root.named_buffers(prefix=path)
 
     def states(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the optimizers' state tensors by name: `fc.weight.exp_avg`."""

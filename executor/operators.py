@@ -143,6 +143,7 @@ FILLS: Final = frozenset(
 )
 
 _KINDS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
+    ("wait", tuple(WAITS)),
     ("empty", tuple(EMPTY)),
     ("attention", ("attention",)),
     ("conv", ("convolution", "conv_depthwise", "slow_conv")),
@@ -168,7 +169,6 @@ _KINDS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("concat", ("cat", "stack")),
     ("copy", ("_to_copy", "copy_", "clone", "contiguous", "_copy_from")),
     ("fill", ("zeros", "ones", "full", "fill", "zero", "arange", "scalar_tensor", "ones_like")),
-    ("wait", tuple(WAITS)),
 )
 _WHOLE: Final = frozenset(
     {"rnn", "rnn_backward", "mm", "mv", "dot", "cat", "stack", "copy_", "clone"}

@@ -3,6 +3,7 @@
 `tests/test_private.py` tells when one has gone or behaves differently. Seen in 2.11 and 2.13.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -72,6 +73,12 @@ class FakeTensors(FakeTensorMode):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FakeTensors":
         return self
+
+
+def compiled_frames() -> int:
+    """Return how many functions torch.compile has compiled in this process."""
+    dynamo: Any = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else int(dynamo.counters["frames"]["ok"])
 
 
 def arguments(overload: Overload) -> Sequence[Any]:

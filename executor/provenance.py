@@ -9,6 +9,7 @@ import subprocess
 import torch
 
 from ..machines import find_machine, machine_names
+from .log import allows_tf32
 
 
 def provenance(device: torch.device) -> dict[str, str]:
@@ -29,8 +30,7 @@ def provenance(device: torch.device) -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "cudnn": str(cudnn.version()),
         "cudnn_settings": f"benchmark={cudnn.benchmark}, deterministic={cudnn.deterministic}",
-        "tf32": f"convolutions={cudnn.allow_tf32}, "
-        f"matrix products={torch.backends.cuda.matmul.allow_tf32}",
+        "tf32": f"convolutions={allows_tf32('conv')}, matrix products={allows_tf32('matmul')}",
         "allocator": f"{torch.cuda.get_allocator_backend()}, settings: {setting or 'default'}",
     }
 

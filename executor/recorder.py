@@ -25,7 +25,7 @@ from .meter import CudaMeter, blocks
 from .modules import Modules
 from .names import known
 from .phases import PhaseTimes, Stopwatch
-from .private import Observer, observed
+from .private import Observer, compiled_frames, observed
 from .provenance import machine_of, provenance
 from .saves import COMPILED, RefuseCompiled, Saves
 from .storages import resizing_refused
@@ -92,6 +92,7 @@ class Recorder:
         self._stages += [self._logged] * 2
         if cuda:
             self._stages += [self._marks, *[self._profiled] * PROFILED_STEPS]
+        self._marked_calls = 0
         self._broken = False
         self.logged_s = 0.0
 
@@ -112,6 +113,9 @@ class Recorder:
                 yield
         except BaseException as error:
             self._broken = True
+            self._stages.clear()
+            if "python_dispatch" in str(error) and "INTERNAL ASSERT" in str(error):
+                raise Unsupported(OWN_MODE) from error
             if type(error).__module__.startswith("torch._dynamo"):
                 raise Unsupported(COMPILED) from error
             raise
@@ -149,8 +153,11 @@ class Recorder:
     def _warm(self) -> Iterator[None]:
         """Let lazy state appear. What it left in the allocator's cache goes back to the device, so
         that reserved bytes are those of a step, not of the first one."""
+        before = compiled_frames()
         with self._modules, RefuseCompiled():
             yield
+        if compiled_frames() > before:
+            raise Unsupported(COMPILED)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
@@ -185,15 +192,20 @@ class Recorder:
         versions = {life.number: life.version for life in log.book.alive()}
         before = known(self._modules, log)
         log.unreleased.clear()
-        log.dispatched = 0
+        log.dispatched = log.calls = 0
         there = blocks(self.device) if self.device.type == "cuda" else {}
         gradients: dict[int, str] = {}
         self._saves = saves = Saves(log)
         begin = time.perf_counter()
-        one_thread = torch.autograd.set_multithreading_enabled(False)
         names = self._name_gradients(gradients)
         with ExitStack() as around:
-            for each in (_no_collections(), one_thread, self._modules, resizing_refused(), names):
+            for each in (
+                _no_collections(),
+                _one_thread(),
+                self._modules,
+                resizing_refused(),
+                names,
+            ):
                 around.enter_context(each)
             around.enter_context(saves)
             around.enter_context(self._observing(log.observe))
@@ -217,13 +229,15 @@ class Recorder:
 
     @contextmanager
     def _marks(self) -> Iterator[None]:
-        one_thread = torch.autograd.set_multithreading_enabled(False)
-        with profiled(self._marked, host=True), one_thread, self._observing(Marks().observe):
+        marks = Marks()
+        profiler = profiled(self._marked, self.device.index, host=True)
+        with profiler, _one_thread(), self._observing(marks.observe):
             yield
+        self._marked_calls = marks.calls
 
     @contextmanager
     def _profiled(self) -> Iterator[None]:
-        with profiled(self._plain, host=False):
+        with profiled(self._plain, self.device.index, host=False):
             yield
 
     @contextmanager
@@ -249,10 +263,11 @@ class Recorder:
         operations = self._step.operations
         marked = self._marked[0]
         number_of = {op.dispatch: i for i, op in enumerate(operations)}
-        if len(marked.marks) != self._log.dispatched:
+        if self._marked_calls != self._log.calls:
             raise InvalidInput(
-                f"{self.name}: the logged step dispatched {self._log.dispatched} operations, the "
-                f"profiled one {len(marked.marks)}; only a step that repeats can be recorded"
+                f"{self.name}: the logged step called {self._log.dispatched} operators and the "
+                f"profiled one {len(marked.marks)}, or on other shapes; times can be measured only "
+                "of a step that repeats"
             )
         unseen = PhaseTimes(*(round(median(c)) for c in zip(*self._phases(), strict=True)))
         return attribute(marked, self._plain, number_of, phases_of(operations), unseen)
@@ -305,6 +320,19 @@ def record(step: Callable[[], object], name: str, device: torch.device | None = 
         with recorder.step():
             step()
     return recorder.trace()
+
+
+OWN_MODE: Final = (
+    "the step enters a dispatch mode of its own (selective checkpointing, a flop counter), which "
+    "this torch cannot combine with recording; take torch 2.13, or record the step without it"
+)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let backward run in this thread: one total order."""
+    with torch.autograd.set_multithreading_enabled(False):
+        yield
 
 
 @contextmanager

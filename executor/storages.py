@@ -109,7 +109,8 @@ class Book:
 
     def nbytes(self, life: Life) -> int:
         """Return the present size of a storage that lives."""
-        storage = self._watches[life.number]()
+        watch = self._watches.get(life.number)
+        storage = None if watch is None else watch()
         return life.nbytes if storage is None else storage.nbytes()
 
     def renew(self, life: Life, born: int) -> Life:

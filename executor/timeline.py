@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from .log import next_call
 from .private import Overload
 
 
@@ -57,17 +58,19 @@ class Marks:
 
     def __init__(self) -> None:
         self.count = 0
+        self.calls = 0  # the digest of all calls, as the log makes it
 
     def observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See an operator: run it, with a mark around it."""
         number, self.count = self.count, self.count + 1
+        self.calls = next_call(self.calls, func, args, kwargs)
         with record_function(f"{_MARK}{number}"):
             return func(*args, **kwargs)
 
 
 @contextmanager
-def profiled(found: list[Timeline], *, host: bool) -> Iterator[None]:
-    """Append the timeline of what runs inside the block to *found*; with marks if *host*."""
+def profiled(found: list[Timeline], device: int, *, host: bool) -> Iterator[None]:
+    """Append the timeline of what runs on a GPU in the block to *found*; with marks if *host*."""
     activities = [ProfilerActivity.CUDA, *([ProfilerActivity.CPU] if host else [])]
     with profile(activities=activities, acc_events=True) as profiler:
         yield
@@ -75,11 +78,11 @@ def profiled(found: list[Timeline], *, host: bool) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "step.json"
         profiler.export_chrome_trace(str(path))
-        found.append(read_timeline(json.loads(path.read_bytes())))
+        found.append(read_timeline(json.loads(path.read_bytes()), device))
 
 
-def read_timeline(trace: dict[str, Any]) -> Timeline:
-    """Return what a Chrome trace says of one step."""
+def read_timeline(trace: dict[str, Any], device: int = 0) -> Timeline:
+    """Return what a Chrome trace says of one step on the GPU of that number."""
     launches: dict[int, tuple[int, int]] = {}
     running: list[dict[str, Any]] = []
     waits: list[Wait] = []
@@ -93,7 +96,8 @@ def read_timeline(trace: dict[str, Any]) -> Timeline:
             if _WAITS[0] in name or name == _WAITS[1]:
                 waits.append(Wait(start, ns))
         elif category in ("kernel", "gpu_memcpy", "gpu_memset"):
-            running.append(event)
+            if event["args"].get("device", device) == device:
+                running.append(event)
         elif category == "user_annotation" and event["name"].startswith(_MARK):
             number = int(event["name"].removeprefix(_MARK))
             marks.append((number, _ns(event["ts"]), _ns(event["ts"]) + _ns(event["dur"])))

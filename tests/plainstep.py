@@ -89,7 +89,9 @@ def watch(build: Callable[[], Step], before: int = 2) -> Watched:
     gc.collect()
     gc.disable()  # what dies does so at its place, not when the collector comes by
     try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        ) as profiler:
             step = build()
             for _ in range(before):
                 step()
@@ -253,7 +255,9 @@ def _regions(found: list[_Raw]) -> tuple[dict[str, list[Event]], int]:
             alive[raw.address] = block = _Block(raw)
             steps.append((region, "+", block, who))
         elif raw.nbytes < 0:
-            block = alive.pop(raw.address)
+            block = alive.pop(raw.address, None)
+            if block is None:  # older than the profile
+                continue
             block.temporary = block.operator is not None and block.operator == raw.operator
             steps.append((region, "-", block, who))
     regions: dict[str, list[Event]] = defaultdict(list)
