@@ -28,6 +28,7 @@ wheel: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python bench/start.py
 	$(BIN)/python bench/speed.py
+	$(BIN)/python bench/readers.py
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info

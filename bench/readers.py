@@ -1,4 +1,4 @@
-"""How fast a DTR operator log becomes a trace: run by hand, one process, one core.
+"""How fast a DTR operator log becomes a trace, and a trace file is loaded: by hand, on one core.
 
     python bench/readers.py [lines]                 (default: 48000, the longest log of the format's
                                                      authors)
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from superneurons.traces import find_trace, read_trace, write_trace
 from superneurons.traces.readers import read_foreign
 
 REPEATS = 5
@@ -28,8 +29,18 @@ def main(lines: int) -> None:
         path.write_text(text)
         best = min(timed(path) for _ in range(REPEATS))
         operations = len(read_foreign(path)[1].operations)
+        saved = Path(folder) / "chain.json.gz"
+        write_trace(find_trace("chain:ops=60000"), saved)
+        load = min(loaded(saved) for _ in range(REPEATS))
     count = text.count("\n")
     print(f"{count} lines, {operations} operations: {best:.3f} s, {count / best:,.0f} lines/s")
+    print(f"a trace file of 60000 operations: {load:.3f} s to load")
+
+
+def loaded(path: Path) -> float:
+    start = time.process_time()
+    read_trace(path)
+    return time.process_time() - start
 
 
 def timed(path: Path) -> float:
