@@ -98,9 +98,7 @@ def simulate(
     if timeline:
         write_timeline(timelines, timeline)
     if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.format(msgspec.json.encode(reports), indent=2).decode())
+        _print_json(reports)
     else:
         print_table(reports)
 
@@ -132,9 +130,7 @@ def fit(
     limit = None if budget is None else parse_bytes(budget)
     found = search(parse_call(trace), parameter, on, asked, limit, tell)
     if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        _print_json(found)
         return
     if found.best is None:
         click.echo(f"{trace} does not fit {on.name} under {policy}, not even with {parameter}=1.")
@@ -260,11 +256,10 @@ def record(function: str, output: str, name: str | None, guess: bool) -> None:
     trace, estimated = record_function(function, name, guess=guess)
     facts = trace.facts
     write_trace(trace, output)
-    held = sum(n for n, there in zip(facts.nbytes, facts.alive_at_start, strict=True) if there)
     what = "estimated" if estimated else "recorded"
     click.echo(
         f"{output}: {what} {trace.name}, {facts.op_count} operations, {len(trace.saves)} saves, "
-        f"{format_bytes(held)} there at the start; times: {trace.times}"
+        f"{format_bytes(facts.start_nbytes)} there at the start; times: {trace.times}"
     )
     if "caveat" in trace.notes:
         click.echo(f"Take care: {trace.notes['caveat']}.")
@@ -308,6 +303,12 @@ def machines(name: str | None) -> None:
     click.echo(f"{machine.name}: {machine.description}\n")
     for key, source in machine.sources.items():
         click.echo(f"{key} = {machine.written[key]}\n    {source}")
+
+
+def _print_json(content: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
 
 
 def _list(makers: dict[str, Any]) -> None:

@@ -134,7 +134,7 @@ def compare_places(trace: Trace, places: list[tuple[int, str, int]]) -> dict[str
     facts = trace.facts
     machine = find_machine("h200")
     schedule = decide(find_policy("liveness"), trace, machine, None).schedule
-    now = sum(n for n, alive in zip(facts.nbytes, facts.alive_at_start, strict=True) if alive)
+    now = facts.start_nbytes
     before = {0: now}
     after: dict[int, int] = {0: now}
     place = 0

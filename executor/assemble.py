@@ -79,8 +79,7 @@ def replayed_peak_nbytes(trace: Trace) -> int:
     dying = [0] * (facts.op_count + 2)
     for nbytes, death in zip(facts.nbytes, facts.death, strict=True):
         dying[min(death, facts.op_count + 1)] += nbytes
-    there = sum(n for n, alive in zip(facts.nbytes, facts.alive_at_start, strict=True) if alive)
-    peak = there
+    there = peak = facts.start_nbytes
     for fresh, inside, gone in zip(facts.fresh_nbytes, facts.inside_nbytes, dying, strict=False):
         there += fresh - gone
         peak = max(peak, there + inside)

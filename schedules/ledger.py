@@ -31,9 +31,7 @@ class Ledger:
         self.copies: dict[str, list[int]] = {tier: [-1] * facts.storage_count for tier in tiers}
         self.tier_nbytes = dict.fromkeys(tiers, 0)
         self.tier_peak_nbytes = dict.fromkeys(tiers, 0)
-        self.device_nbytes = sum(
-            n for n, alive in zip(facts.nbytes, facts.alive_at_start, strict=True) if alive
-        )
+        self.device_nbytes = facts.start_nbytes
         self.device_peak_nbytes = self.device_nbytes
         self.scheduled_nbytes = 0
         self.tensors = 0

@@ -105,9 +105,7 @@ def _attempt(
 
 def _limit(value: int, trace: Trace, policy: Policy, machine: Machine, budget: int | None) -> Limit:
     """Tell what a step that does not fit is short of."""
-    facts = trace.facts
-    held = sum(n for n, there in zip(facts.nbytes, facts.alive_at_start, strict=True) if there)
-    if held > min(machine.device_nbytes, budget or machine.device_nbytes):
+    if trace.facts.start_nbytes > min(machine.device_nbytes, budget or machine.device_nbytes):
         return "parameters"
     boundless = tuple(
         msgspec.structs.replace(tier, nbytes=max(tier.nbytes, 1) << 10) for tier in machine.tiers

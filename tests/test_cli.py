@@ -8,35 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from commandline import refuse, run, succeed
 
 from superneurons import __version__
-from superneurons.cli import main
 from superneurons.policies import policy_names
 
 SMALL = ("alexnet:batch=20", "--machine", "k40c")
 ONE = ("simulate", *SMALL, "--policy", "liveness")
-
-
-def run(*arguments: str) -> Result:
-    """Run the command line here; an exception that it lets through fails the test."""
-    return CliRunner().invoke(main, list(arguments), catch_exceptions=False)
-
-
-def succeed(*arguments: str) -> str:
-    """Return what a command prints that has nothing to complain about."""
-    result = run(*arguments)
-    assert (result.exit_code, result.stderr) == (0, "")
-    return result.stdout
-
-
-def refuse(*arguments: str) -> str:
-    """Return the one sentence with which a command is refused."""
-    result = run(*arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("superneurons: ")
-    return line.removeprefix("superneurons: ")
 
 
 def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -11,9 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from click.testing import CliRunner, Result  # noqa: E402
+from commandline import refuse, run, succeed  # noqa: E402
 
-from superneurons.cli import main  # noqa: E402
 from superneurons.errors import InvalidInput  # noqa: E402
 from superneurons.executor import find_entry, record_function  # noqa: E402
 from superneurons.traces import read_trace  # noqa: E402
@@ -134,25 +133,6 @@ def folder(tmp_path, monkeypatch):
         file = getattr(sys.modules[name], "__file__", None) or ""
         if not file or Path(file).is_relative_to(tmp_path):
             del sys.modules[name]
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, list(arguments), catch_exceptions=False)
-
-
-def succeed(*arguments: str) -> str:
-    result = run(*arguments)
-    assert (result.exit_code, result.stderr) == (0, "")
-    return result.stdout
-
-
-def refuse(*arguments: str) -> str:
-    """Return the one sentence with which a command is refused."""
-    result = run(*arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("superneurons: ")
-    return line.removeprefix("superneurons: ")
 
 
 def record(entry: str, *options: str) -> str:

@@ -39,7 +39,7 @@ def find_trace(text: str) -> Trace:
     if text.endswith(SUFFIXES):
         return read_trace(Path(text))
     call = parse_call(text)
-    if call.name in shipped():
+    if call.name not in BUILTIN and call.name in shipped():
         if call.parameters:
             raise InvalidInput(f"{call.name!r} is a recorded step: it has no parameters")
         return read_shipped(call.name)

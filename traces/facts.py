@@ -195,6 +195,11 @@ class Facts:
         )
         return hashlib.blake2b(msgspec.json.encode(content), digest_size=16).hexdigest()
 
+    @cached_property
+    def start_nbytes(self) -> int:
+        """The bytes that are on the device when the step begins."""
+        return sum(n for n, alive in zip(self.nbytes, self.alive_at_start, strict=True) if alive)
+
     # -- lower bounds --------------------------------------------------------------------------
 
     @cached_property
@@ -221,8 +226,7 @@ class Facts:
 
     @cached_property
     def _floor(self) -> tuple[int, int]:
-        start = sum(n for n, alive in zip(self.nbytes, self.alive_at_start, strict=True) if alive)
-        return max([(-1, start), *self._demands()], key=lambda demand: demand[1])
+        return max([(-1, self.start_nbytes), *self._demands()], key=lambda demand: demand[1])
 
     def _demands(self) -> Iterator[tuple[int, int]]:
         """Yield for each operation what is there while it runs, whatever a policy does."""
