@@ -101,8 +101,7 @@ def truth(step: Any, name: str, folder: Path) -> tuple[Trace, dict[str, Any]]:
 def debug_run(step: Any, recorder: Recorder) -> list[tuple[int, str, int]]:
     """Run a step with hooks that only look; return place, kind of hook and requested bytes."""
     device = recorder.device
-    kept = recorder._saves.kept
-    start = recorder._step.start
+    kept, start = recorder._step.kept, recorder._step.start
     found: list[tuple[int, str, int]] = []
     count = 0
 

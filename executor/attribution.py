@@ -6,8 +6,8 @@ from itertools import zip_longest
 from statistics import median
 from typing import Final, NamedTuple
 
-from .assemble import OperationTimes
 from .phases import PhaseTimes
+from .step import OperationTimes
 from .timeline import Activity, Timeline
 
 QUEUED_NS: Final = 4_000

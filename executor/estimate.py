@@ -15,7 +15,7 @@ from ..errors import Unsupported
 from ..traces import Trace
 from .cuda_operators import CUDNN_NAMES, KEEP_ALL, CudaOperators
 from .in_place import ModeRules
-from .log import Log, tensors_of
+from .log import Log
 from .operators import Operator, operator
 from .private import (
     DataDependentOutputException,
@@ -26,6 +26,7 @@ from .private import (
     address,
 )
 from .recorder import Recorder
+from .tensors import tensors_of
 
 
 def estimate(build: Callable[[], Callable[[], object]], name: str) -> Trace:

@@ -8,15 +8,17 @@ trace says what a plain step does.
 """
 
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from .logged import Logged
 from .private import holders, is_view, running_node
 
 if TYPE_CHECKING:
-    from .log import Log, Logged
+    from .log import Log
 
 
 class PlainRules:
@@ -25,11 +27,9 @@ class PlainRules:
     def __init__(self) -> None:
         self.caveats: set[str] = set()
 
-    def mark(self, log: "Log", op: "Logged", args: tuple[Any, ...], result: Any) -> None:
+    def mark(self, log: "Log", op: Logged, args: tuple[Any, ...], result: Any) -> None:
         """Mark *op*, about to be logged, if a plain step would put its result into its first
         argument: which nobody else holds, and which is of the same shape."""
-        caller = calling_frame()
-        op.call = (id(caller), caller.f_code, caller.f_lasti)  # a frame would keep its tensors
         first = args[0] if args else None
         if len(op.fresh) != 1 or not isinstance(first, torch.Tensor) or not log.here(first):
             return
@@ -42,19 +42,25 @@ class PlainRules:
             and first.shape == result.shape
             and first.dtype == result.dtype
             and first.stride() == result.stride()
-            and self.in_place(log, op, args, caller)
+            and self.in_place(log, op, args)
         ):
             op.result_in = life
 
-    def in_place(self, log: "Log", op: "Logged", args: tuple[Any, ...], caller: FrameType) -> bool:
+    def in_place(self, log: "Log", op: Logged, args: tuple[Any, ...]) -> bool:
         """Return whether torch would run *op* in place if recording did not keep it from it."""
-        return by_engine(op, caller) and op.operator.name == "add" and is_sum(log, op, args[0])
+        return op.operator.name == "add" and by_engine(op) and is_sum(log, op, args[0])
 
 
 class ModeRules(PlainRules):
     """The rules for steps under a dispatch mode: formulas of autograd and linear functions, too."""
 
-    def in_place(self, log: "Log", op: "Logged", args: tuple[Any, ...], caller: FrameType) -> bool:
+    def mark(self, log: "Log", op: Logged, args: tuple[Any, ...], result: Any) -> None:
+        """Mark *op* as without a mode; note which call of the program it is of."""
+        caller = calling_frame()
+        op.call = (id(caller), caller.f_code, caller.f_lasti)  # a frame would keep its tensors
+        super().mark(log, op, args, result)
+
+    def in_place(self, log: "Log", op: Logged, args: tuple[Any, ...]) -> bool:
         """Return whether torch would run *op* in place without the mode."""
         name, maker = op.operator.name, log.maker(args[0])
         if not op.backward:
@@ -67,7 +73,7 @@ class ModeRules(PlainRules):
                 and maker.operator.kind == "matmul"
                 and maker.call == op.call
             )
-        if not by_engine(op, caller):
+        if not by_engine(op):
             return False
         node = running_node()
         node_name = "" if node is None else node.name()
@@ -79,16 +85,16 @@ class ModeRules(PlainRules):
         return ours and name in FORMULAS_IN_PLACE.get(node_name, SCATTERS)
 
 
-def by_engine(op: "Logged", caller: FrameType) -> bool:
+def by_engine(op: Logged) -> bool:
     """Return whether autograd's engine or one of its formulas called, and no Python function."""
     return (
         op.backward
         and not torch.is_grad_enabled()
-        and caller.f_code.co_name == "_engine_run_backward"
+        and calling_frame().f_code.co_name == "_engine_run_backward"
     )
 
 
-def is_sum(log: "Log", op: "Logged", first: torch.Tensor) -> bool:
+def is_sum(log: "Log", op: Logged, first: torch.Tensor) -> bool:
     """Return whether an addition is the engine's, of gradients that came to one input.
 
     What was made in another pass is a gradient that is retained. What the running node has made
@@ -105,16 +111,17 @@ def is_sum(log: "Log", op: "Logged", first: torch.Tensor) -> bool:
 
 
 def calling_frame() -> FrameType:
-    """Return the Python frame that called torch."""
-    frame: FrameType = sys._getframe(2)
-    while frame.f_code.co_name in _BETWEEN and frame.f_back is not None:
+    """Return the Python frame that called torch: neither ours nor dynamo's around a mode."""
+    frame: FrameType = sys._getframe(1)
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(_HERE) or frame.f_code.co_name in _DYNAMO
+    ):
         frame = frame.f_back
     return frame
 
 
-_BETWEEN: Final = frozenset(
-    {"observe", "observe_below", "__torch_dispatch__", "inner", "_fn"}  # the last two are dynamo's
-)
+_HERE: Final = str(Path(__file__).parent)
+_DYNAMO: Final = frozenset({"inner", "_fn"})
 
 SCATTERS: Final = frozenset(
     {"index_put", "scatter", "scatter_add", "index_add", "masked_scatter", "index_fill"}

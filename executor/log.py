@@ -5,81 +5,18 @@ another view of the same bytes is no operation here.
 """
 
 import weakref
-from collections.abc import Iterator
-from types import CodeType
 from typing import Any, Final, Protocol
 
 import torch
 
 from ..errors import Unsupported
-from ..traces import Precision
 from .in_place import PlainRules
+from .logged import Access, Logged
 from .operators import Operator, draws, operator
-from .private import Overload, backward_pass, number_of, running_node, sequence_number
+from .precision import precision_of
+from .private import Overload, number_of, running_node, sequence_number
 from .storages import Book, Life
-
-
-class Access:
-    """A view that an operation reads: a storage, its version, first byte and size in bytes."""
-
-    __slots__ = ("life", "nbytes", "offset", "version")
-
-    def __init__(self, life: Life, version: int, offset: int, nbytes: int) -> None:
-        self.life = life
-        self.version = version
-        self.offset = offset
-        self.nbytes = nbytes
-
-
-class Logged:
-    """One operation: what it read, made, wrote over and updated in passing, bytes and flops.
-
-    *dispatch* is its number among all that was dispatched, views included. *node* is the sequence
-    number of its autograd node: the one it makes in forward, the one that runs it in backward.
-    *call* tells one call of the program from another: one may run several operations. *result_in*
-    is the storage that a plain step would have put the result into.
-    """
-
-    __slots__ = (
-        "backward",
-        "backward_pass",
-        "call",
-        "dispatch",
-        "flops",
-        "fresh",
-        "inside_nbytes",
-        "module",
-        "moved_nbytes",
-        "node",
-        "operator",
-        "overwrites",
-        "precision",
-        "random",
-        "reads",
-        "result_in",
-        "updates",
-        "waits",
-    )
-
-    def __init__(self, what: Operator) -> None:
-        self.operator = what
-        self.dispatch = 0
-        self.call: tuple[int, CodeType | None, int] = (0, None, 0)
-        self.backward_pass = backward_pass()
-        self.backward = self.backward_pass >= 0
-        self.node = -1
-        self.module = ""
-        self.reads: list[Access] = []
-        self.fresh: list[Life] = []
-        self.overwrites: list[Life] = []
-        self.updates: list[Life] = []
-        self.waits = False
-        self.random = False
-        self.flops = 0
-        self.precision: Precision = "fp32"
-        self.moved_nbytes = 0
-        self.inside_nbytes = 0
-        self.result_in: Life | None = None
+from .tensors import each_of, extent, next_call, tensors_of
 
 
 class Meter(Protocol):
@@ -101,7 +38,7 @@ class Log:
         self,
         device: torch.device,
         meter: Meter | None = None,
-        rules: "PlainRules | None" = None,
+        rules: PlainRules | None = None,
     ) -> None:
         self.device: Final = device
         self.operations: list[Logged] = []
@@ -219,7 +156,7 @@ class Log:
         """Note the storages that the operation made; return their bytes."""
         total = 0
         place = len(self.operations)
-        for tensor in _each(result):
+        for tensor in each_of(result):
             if not self.here(tensor):
                 continue
             self._refuse_unsupported(tensor, logged.operator)
@@ -236,7 +173,7 @@ class Log:
         """Return whether bytes go to the host, which waits for them."""
         if what.kind != "copy" or kwargs.get("non_blocking") or True in args[2:]:
             return False
-        return any(tensor.device.type == "cpu" != self.device.type for tensor in _each(result))
+        return any(tensor.device.type == "cpu" != self.device.type for tensor in each_of(result))
 
     def _follow_sizes(self, logged: Logged) -> None:
         """Take an empty storage that an operation has filled for a new one; refuse other sizes."""
@@ -299,73 +236,6 @@ class Log:
                 f"{what.name}{where} works on {why}, which a recording cannot tell apart into "
                 "bytes yet; record a step without it"
             )
-
-
-def next_call(calls: int, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Return the digest of calls with one more: its operator and the shapes of its tensors.
-
-    A sum of gradients is the same whether it is made in place or not: only a logged step minds.
-    """
-    name = func.overloadpacket.__name__.rstrip("_")
-    return hash((calls, name, *(tensor.shape for _, tensor in tensors_of(args, kwargs))))
-
-
-def extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return a tensor's first byte in its storage, and how many bytes it spans from there."""
-    item, offset = tensor.element_size(), int(tensor.storage_offset())
-    if tensor.numel() == 0:
-        return offset * item, 0
-    span = 1 + sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    return offset * item, int(span) * item
-
-
-def precision_of(what: Operator, args: tuple[Any, ...]) -> Precision:
-    """Return which units do an operation's arithmetic: by its first tensor and torch's settings."""
-    dtype = next((tensor.dtype for _, tensor in tensors_of(args, {})), torch.float32)
-    if dtype in (torch.float16, torch.bfloat16):
-        return "half"
-    if dtype != torch.float32:
-        return "fp32"
-    return "tf32" if allows_tf32(what.kind) else "fp32"
-
-
-def allows_tf32(kind: str) -> bool:
-    """Return whether torch lets operations of a kind run in TF32, by its new or its old switch."""
-    backends: Any = torch.backends
-    settings = backends.cudnn if kind in ("conv", "rnn") else backends.cuda.matmul
-    precision = getattr(getattr(settings, kind, settings), "fp32_precision", "none")
-    if precision in ("tf32", "ieee"):
-        return bool(precision == "tf32")
-    try:
-        return bool(settings.allow_tf32)
-    except RuntimeError:  # both switches were used, and they differ
-        return False
-
-
-def tensors_of(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[tuple[int | str, torch.Tensor]]:
-    """Yield the tensors among the arguments, those in lists too, with position or name."""
-    for i, argument in enumerate(args):
-        if isinstance(argument, torch.Tensor):
-            yield i, argument
-        elif isinstance(argument, list | tuple):
-            for each in argument:
-                if isinstance(each, torch.Tensor):
-                    yield i, each
-    for name, argument in kwargs.items():
-        for each in _each(argument):
-            yield name, each
-
-
-def _each(result: Any) -> Iterator[torch.Tensor]:
-    if isinstance(result, torch.Tensor):
-        yield result
-    elif isinstance(result, list | tuple):
-        for item in result:
-            yield from _each(item)
 
 
 def _trains(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -3,9 +3,9 @@
 import torch
 
 from ..traces import Kind
-from .assemble import Known
 from .log import Log
 from .modules import Modules
+from .step import Known
 
 
 def known(modules: Modules, log: Log) -> dict[int, Known]:

@@ -19,8 +19,7 @@ from torch._subclasses.fake_tensor import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 Overload = torch._ops.OpOverload
-"""An operator with one of its signatures: what a dispatch mode is handed."""
-
+"""An operator with one of its signatures: what an observer is handed."""
 
 Observer = Callable[[Overload, tuple[Any, ...], dict[str, Any]], Any]
 """What sees an operator with its arguments, calls it, and returns its result."""
@@ -29,8 +28,8 @@ _observers: list[Observer] = []
 
 
 @cache
-def _observers_key() -> tuple[Any, Any]:
-    """Return the dispatch key that observers stand at, alone and as a set; put them there once.
+def _observers_key() -> Any:
+    """Return the dispatch key that observers stand at; put them there once.
 
     The key `Fake` is below autograd and above all devices, and nothing else has it.
     """
@@ -47,7 +46,7 @@ def _observers_key() -> tuple[Any, Any]:
     aten = torch.library.Library("aten", "IMPL")
     aten.impl("detach", torch.library.fallthrough_kernel, "Fake")
     _kept.extend((everything, aten))
-    return key, keys
+    return key
 
 
 _kept: list[torch.library.Library] = []  # a library that goes takes its operators along
@@ -59,7 +58,7 @@ def observed(observer: Observer) -> Iterator[None]:
 
     No dispatch mode is active, so torch runs what it runs otherwise.
     """
-    key, _ = _observers_key()
+    key = _observers_key()
     _observers.append(observer)
     try:
         with torch._C._IncludeDispatchKeyGuard(key):

@@ -9,7 +9,7 @@ import subprocess
 import torch
 
 from ..machines import find_machine, machine_names
-from .log import allows_tf32
+from .precision import allows_tf32
 
 
 def provenance(device: torch.device) -> dict[str, str]:

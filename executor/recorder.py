@@ -10,42 +10,31 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import torch
 
 from ..errors import InvalidInput, Unsupported
 from ..traces import Trace
-from .assemble import Step, assemble, phases_of, replayed_peak_nbytes
-from .attribution import PHASES, Attribution, attribute
+from .assemble import assemble
+from .attribution import Attribution, attribute
+from .findings import Measured, doubts, findings, usual_phases
 from .log import Log
 from .meter import CudaMeter, blocks
 from .modules import Modules
 from .names import known
-from .phases import PhaseTimes, Stopwatch
+from .phases import Stopwatch
 from .private import Observer, compiled_frames, observed
 from .provenance import machine_of, provenance
 from .saves import COMPILED, RefuseCompiled, Saves
+from .step import Step, phases_of
 from .storages import resizing_refused
 from .timeline import Marks, Timeline, profiled
 
 WARMUP_STEPS: Final = 3
 TIMED_STEPS: Final = 7
 PROFILED_STEPS: Final = 5
-PEAK_TOLERANCE: Final = 0.005
-"""How far the replayed peak may be off a plain step's before the trace says so by a caveat."""
-
-
-class Measured(NamedTuple):
-    """One step that nobody looked into: from an idle GPU to an idle GPU again, and its peaks."""
-
-    step_ns: int
-    phases: PhaseTimes
-    requested_peak_nbytes: int
-    allocated_peak_nbytes: int
-    reserved_peak_nbytes: int
 
 
 class Recorder:
@@ -86,7 +75,6 @@ class Recorder:
         self._marked: list[Timeline] = []
         self._plain: list[Timeline] = []
         self._step: Step | None = None
-        self._saves = Saves(self._log)
         self._stages: list[Callable[[], Any]] = [self._warm] * (WARMUP_STEPS if cuda else 1)
         self._stages += [self._timed] * (TIMED_STEPS if cuda else 0)
         self._stages += [self._logged] * 2
@@ -142,10 +130,10 @@ class Recorder:
             notes["times"] = "none measured: the roofline of the machine that it is simulated on"
             return assemble(self._step, self.name, notes)
         found = self._times()
-        notes |= self._findings(found)
+        notes |= findings(self.measured, found, len(self._plain))
         trace = assemble(self._step, self.name, notes, found.times)
-        trace = msgspec.structs.replace(trace, machine=machine_of(self.device))
-        return self._compared(trace, found)
+        notes |= doubts(trace, self.measured, found)
+        return msgspec.structs.replace(trace, machine=machine_of(self.device), notes=notes)
 
     # -- stages ------------------------------------------------------------------------------------
 
@@ -195,7 +183,7 @@ class Recorder:
         log.dispatched = log.calls = 0
         there = blocks(self.device) if self.device.type == "cuda" else {}
         gradients: dict[int, str] = {}
-        self._saves = saves = Saves(log)
+        saves = Saves(log)
         begin = time.perf_counter()
         names = self._name_gradients(gradients)
         with ExitStack() as around:
@@ -269,48 +257,8 @@ class Recorder:
                 f"profiled one {len(marked.marks)}, or on other shapes; times can be measured only "
                 "of a step that repeats"
             )
-        unseen = PhaseTimes(*(round(median(c)) for c in zip(*self._phases(), strict=True)))
+        unseen = usual_phases(self.measured)
         return attribute(marked, self._plain, number_of, phases_of(operations), unseen)
-
-    def _phases(self) -> list[PhaseTimes]:
-        return [each.phases for each in self.measured]
-
-    def _compared(self, trace: Trace, found: Attribution) -> Trace:
-        """Return the trace with a note on how its peak and kernels compare with a plain step's."""
-        there = max(each.requested_peak_nbytes for each in self.measured)
-        off = replayed_peak_nbytes(trace) - there
-        notes = {"peak_beside_torch": f"{off:+} bytes when replayed, of {there} in a plain step"}
-        doubts = [trace.notes["caveat"]] if "caveat" in trace.notes else []
-        if abs(off) > PEAK_TOLERANCE * there:
-            doubts.append(f"the replayed peak is {off:+} bytes off a plain step's")
-        if not found.same_kernels:
-            doubts.append("a plain step ran other kernels than the logged one")
-        if doubts:
-            notes["caveat"] = "; ".join(doubts)
-        return msgspec.structs.replace(trace, notes=trace.notes | notes)
-
-    def _findings(self, found: Attribution) -> dict[str, str]:
-        """Return what was measured beside the operations, as notes."""
-        steps = sorted(each.step_ns for each in self.measured)
-        last = self.measured[-1]
-        unseen = [round(median(c)) for c in zip(*self._phases(), strict=True)]
-        return {
-            "step_time_ns": f"{round(median(steps))}",
-            "step_time_spread": f"{steps[0]} to {steps[-1]} ns in {len(steps)} steps, each from an "
-            "idle GPU to an idle GPU",
-            "host_time_ns": ", ".join(f"{p} {ns}" for p, ns in zip(PHASES, unseen, strict=True)),
-            "requested_peak_nbytes": str(last.requested_peak_nbytes),
-            "allocated_peak_nbytes": str(last.allocated_peak_nbytes),
-            "reserved_peak_nbytes": str(last.reserved_peak_nbytes),
-            "device_times": f"medians of kernel records of {len(self._plain)} steps"
-            + ("" if found.same_kernels else " (marked ones: their kernels differed)")
-            + f"; their sum varied by {found.spread:.2%}; {found.gap_ns} ns between two kernels "
-            "that follow at once count with the first",
-            "host_times": "from one launch to the next in the same steps, scaled to unprofiled "
-            "steps: "
-            + ", ".join(f"{phase} x {scale:.3f}" for phase, scale in found.scales.items())
-            + f"; {found.blocked_ns} ns that the host waited are left out",
-        }
 
 
 def record(step: Callable[[], object], name: str, device: torch.device | None = None) -> Trace:

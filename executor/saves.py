@@ -6,9 +6,10 @@ from typing import Any, Final
 import torch
 
 from ..errors import Unsupported
-from .log import Log, extent
-from .private import running_node, sequence_number, version
+from .log import Log
+from .private import running_node, version
 from .storages import Life
+from .tensors import extent
 
 COMPILED: Final = (
     "the step has a region of torch.compile, which is not recorded: what it runs is not what "
@@ -20,8 +21,7 @@ COMPILED: Final = (
 class Kept:
     """One saved tensor. *packed*, *unpacked* and *freed* are places, -1 if that did not happen.
 
-    *node* is the sequence number of the node that keeps it, *asked_by* the name of the one that
-    first asked for it.
+    *asked_by* is the name of the node that first asked for it.
     """
 
     __slots__ = (
@@ -29,7 +29,6 @@ class Kept:
         "freed",
         "life",
         "nbytes",
-        "node",
         "offset",
         "packed",
         "unpacked",
@@ -44,7 +43,6 @@ class Kept:
         self.packed = packed
         self.unpacked = -1
         self.freed = -1
-        self.node = sequence_number() - 1
         self.asked_by = ""
 
 
@@ -62,8 +60,7 @@ class _Handle:
 class RefuseCompiled(torch.autograd.graph.saved_tensors_hooks):
     """Saved-tensor hooks that change nothing, and raise Unsupported if a compiled region asks.
 
-    A region of torch.compile runs as eager operations under a dispatch mode, so that its recording
-    would be of another step than the one that is run.
+    What such a region runs, no operator tells, so that its recording would be of another step.
     """
 
     def __init__(self) -> None:

@@ -89,15 +89,13 @@ class Book:
 
     def enter(self, tensor: torch.Tensor, born: int) -> Life:
         """Begin the life of a tensor's storage, born at a place (-1: before the log)."""
-        storage = tensor.untyped_storage()
+        return self._begin(tensor.untyped_storage(), born)
+
+    def _begin(self, storage: torch.UntypedStorage, born: int) -> Life:
         life = Life(len(self.lives), storage, born)
         self.lives.append(life)
         self._at[life.address] = life
 
-        self._watch(life, storage)
-        return life
-
-    def _watch(self, life: Life, storage: torch.UntypedStorage) -> None:
         def die(_: object) -> None:
             if not self._closed:
                 life.dead = self._clock()
@@ -106,6 +104,7 @@ class Book:
                 del self._at[life.address]
 
         self._watches[life.number] = weakref.ref(storage, die)
+        return life
 
     def nbytes(self, life: Life) -> int:
         """Return the present size of a storage that lives."""
@@ -118,11 +117,7 @@ class Book:
         storage = self._watches.pop(life.number)()
         assert storage is not None
         life.dead = born
-        renewed = Life(len(self.lives), storage, born)
-        self.lives.append(renewed)
-        self._at[renewed.address] = renewed
-        self._watch(renewed, storage)
-        return renewed
+        return self._begin(storage, born)
 
     def close(self) -> None:
         """Write no more deaths: the last step is over."""

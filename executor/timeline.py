@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from .log import next_call
 from .private import Overload
+from .tensors import next_call
 
 
 class Activity(NamedTuple):
