@@ -119,9 +119,19 @@ def _recurrent(kind: str) -> Callable[..., Any]:
     return run
 
 
-@torch.library.custom_op(
-    "superneurons::rnn", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+torch.library.define(
+    "superneurons::rnn",
+    "(Tensor input, Tensor[] states, Tensor[] weights, int width, int reserved, float dropout)"
+    " -> Tensor[]",
+    tags=(torch.Tag.nondeterministic_seeded,),
 )
+torch.library.define(
+    "superneurons::rnn_backward",
+    "(Tensor gradient, Tensor input, Tensor[] states, Tensor[] weights, Tensor output, "
+    "Tensor reserve) -> Tensor[]",
+)
+
+
 def rnn(
     input: torch.Tensor,
     states: list[torch.Tensor],
@@ -131,24 +141,11 @@ def rnn(
     dropout: float,
 ) -> list[torch.Tensor]:
     """Stand for a recurrent network as cuDNN runs it: output, reserve, last states. Shapes only."""
-    raise NotImplementedError("this operator exists to be estimated, not to be run")
-
-
-@rnn.register_fake
-def _(
-    input: torch.Tensor,
-    states: list[torch.Tensor],
-    weights: list[torch.Tensor],
-    width: int,
-    reserved: int,
-    dropout: float,
-) -> list[torch.Tensor]:
     output = input.new_empty((*input.shape[:2], width))
     reserve = input.new_empty(output.nbytes * reserved, dtype=torch.uint8)
     return [output, reserve, *map(torch.empty_like, states)]
 
 
-@torch.library.custom_op("superneurons::rnn_backward", mutates_args=())
 def rnn_backward(
     gradient: torch.Tensor,
     input: torch.Tensor,
@@ -158,18 +155,6 @@ def rnn_backward(
     reserve: torch.Tensor,
 ) -> list[torch.Tensor]:
     """Stand for its backward: gradients of input, states and weights. Shapes only."""
-    raise NotImplementedError("this operator exists to be estimated, not to be run")
-
-
-@rnn_backward.register_fake
-def _(
-    gradient: torch.Tensor,
-    input: torch.Tensor,
-    states: list[torch.Tensor],
-    weights: list[torch.Tensor],
-    output: torch.Tensor,
-    reserve: torch.Tensor,
-) -> list[torch.Tensor]:
     return [torch.empty_like(each) for each in (input, *states, *weights)]
 
 
@@ -190,7 +175,9 @@ def _backward(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]
     return found[0], found[1:n], found[n:], None, None, None
 
 
-rnn.register_autograd(_backward, setup_context=_keep)
+torch.library.register_fake("superneurons::rnn", rnn)
+torch.library.register_fake("superneurons::rnn_backward", rnn_backward)
+torch.library.register_autograd("superneurons::rnn", _backward, setup_context=_keep)
 
 
 class CudaOperators(TorchFunctionMode):
