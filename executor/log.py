@@ -127,6 +127,8 @@ class Log:
             if not self.here(tensor):
                 continue
             self._refuse_unsupported(tensor, what)
+            if what.rebinds and key in what.written:
+                continue
             if key not in what.written and self._is_number(tensor):
                 continue
             if what.name == "lift_fresh" and self.book.find(tensor) is None:
@@ -160,7 +162,9 @@ class Log:
             if not self.here(tensor):
                 continue
             self._refuse_unsupported(tensor, logged.operator)
-            if self.book.find(tensor) is None:
+            if self.book.find(tensor) is None and logged.operator.rebinds:
+                self._enter_found(tensor)  # no operator makes a storage for it
+            elif self.book.find(tensor) is None:
                 life = self.book.enter(tensor, place)
                 logged.fresh.append(life)
                 touched[life.number] = life.nbytes

@@ -20,7 +20,7 @@ class Operator:
     *written* are the positions and names of the arguments that it writes in place; *passing* those
     that it updates in passing, although the schema may call it a write or not mention it at all;
     *fills* tells that it writes without reading what was there, *shapes_only* that of its arguments
-    only the shape counts;
+    only the shape counts, and *rebinds* that what it "writes" merely gets another storage;
     *waits* tells that the host waits for its result.
     """
 
@@ -33,6 +33,7 @@ class Operator:
         "opaque",
         "passing",
         "random",
+        "rebinds",
         "shapes_only",
         "waits",
         "written",
@@ -57,6 +58,7 @@ class Operator:
         )
         self.written: frozenset[int | str] = frozenset(written - self.passing)
         self.fills: bool = self.name in FILLS
+        self.rebinds: bool = self.name == "set_"
         self.shapes_only: bool = (
             self.name in EMPTY or self.name.endswith("_like") or (self.name.startswith("new_"))
         )

@@ -874,6 +874,23 @@ def views_of_all_kinds() -> Training:
 
 
 @program
+def tensors_set_to_other_storages() -> Training:
+    """As recurrent networks on a GPU do with their buffer of weights."""
+    layer = nn.Linear(6, 8)
+    x = torch.randn(5, 6)
+
+    def loss() -> Tensor:
+        y = layer(x).relu()
+        with torch.no_grad():
+            part = torch.empty(0).set_(y.untyped_storage(), 2, (3,))  # type: ignore[call-overload]
+            whole = torch.empty(7).set_(y.detach())  # whose own storage dies there
+            scale = part.sum() + whole.sum()
+        return y.sum() * scale.item()
+
+    return training(layer, loss)
+
+
+@program
 def in_place_on_views() -> Training:
     model = nn.Linear(6, 12)
     x = torch.randn(4, 6)
