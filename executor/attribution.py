@@ -15,6 +15,11 @@ QUEUED_NS: Final = 4_000
 alone: what lies between the two is the GPU's, not the host's."""
 
 
+QUEUE_LENGTH: Final = 1_000
+"""With so many activities launched and not yet done the queue of launches is full, or nearly so (an
+H200's takes 1,022): a launch then waits for an activity to end. Another long launch is slow by
+itself."""
+
 GAP_NS: Final = 1_168
 """What lies between two activities that follow at once, where no two did: as on an H200."""
 
@@ -161,12 +166,15 @@ def _host_ns(step: Timeline, owner: list[int], count: int) -> tuple[list[int], d
         return spent, blocked
     calls = sorted(a.launched_ns - a.launch_ns for a in step.activities)
     usual = calls[len(calls) // 10]  # when the queue of launches is full, most calls are blocked
+    ends = sorted(a.end_ns for a in step.activities)
     wait_starts = [wait.start_ns for wait in step.waits]
-    before = step.activities[0].launch_ns
+    # A profiler takes its time in the first launch that it sees: up to half a millisecond.
+    before = max(step.activities[0].launch_ns, step.activities[0].launched_ns - usual)
     for k, activity in enumerate(step.activities):
         ns = activity.launched_ns - before
-        long = activity.launched_ns - activity.launch_ns
-        full = long - usual if long > 4 * usual + 10_000 else 0  # the queue of launches was full
+        queued = k - bisect_right(ends, activity.launch_ns)
+        call_ns = activity.launched_ns - activity.launch_ns
+        full = max(0, call_ns - usual) if queued >= QUEUE_LENGTH else 0
         lost = full
         if full:
             blocked[owner[k]] = blocked.get(owner[k], 0) + full
