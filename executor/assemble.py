@@ -100,6 +100,7 @@ class _Assembly:
                     updates=tuple(self._value(*each) for each in writes.updates),
                     device_ns=None if times is None else times.device_ns[i],
                     host_ns=None if times is None else times.host_ns[i],
+                    launches=1 if times is None else times.launches[i],
                     workspace_nbytes=inside if works else 0,
                     transient_nbytes=0 if works else inside,
                     flops=op.flops,

@@ -1,6 +1,7 @@
 """From timelines to times of operations: what each held the GPU, and what it took to launch."""
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
 from statistics import median
@@ -80,6 +81,7 @@ def attribute(
     totals = [sum(each) for each in sums]
     hosts, blocked = zip(*(_host_ns(step, owner, count) for step in steps), strict=True)
     host = [median(column) for column in zip(*hosts, strict=True)]
+    kernels = Counter(owner)
     waited = {
         phase: median(sum(ns for i, ns in each.items() if phases[i] == phase) for each in blocked)
         for phase in PHASES
@@ -89,6 +91,7 @@ def attribute(
         OperationTimes(
             device,
             [round(ns * scales[phases[i]]) for i, ns in enumerate(host)],
+            [kernels[i] for i in range(count)],
             waiting(marked, number_of),
         ),
         gap_ns,
