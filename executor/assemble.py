@@ -103,6 +103,7 @@ class _Assembly:
                     launches=1 if times is None else times.launches[i],
                     workspace_nbytes=inside if works else 0,
                     transient_nbytes=0 if works else inside,
+                    allocations=() if self._merged(op) else op.allocations,
                     flops=op.flops,
                     precision=op.precision,
                     moved_nbytes=0 if op.operator.kind == "empty" else op.moved_nbytes,

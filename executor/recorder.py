@@ -1,16 +1,16 @@
 """Record: watch training steps as they run, and make a trace of one.
 
 On a GPU a recording takes some steps, each with one purpose, so that nothing disturbs what is
-measured: a few to warm up; a few untouched, timed with a clock; two logged, of which the second
-becomes the trace, for only then is it known what the first left behind; one profiled with marks,
-which says whose kernel is whose; and a few profiled without, which give the kernels' times.
+measured: a few to warm up; a few untouched, timed with a clock; a few profiled, which give the
+kernels' times; two logged, of which the second becomes the trace, for only then is it known what
+the first left behind; and one profiled with marks, which says whose kernel is whose.
 """
 
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Final
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Final
 
 import msgspec
 import torch
@@ -20,21 +20,19 @@ from ..traces import Trace
 from .assemble import assemble
 from .attribution import Attribution, attribute
 from .findings import Measured, doubts, findings, usual_phases
+from .history import History
 from .log import Log
-from .meter import CudaMeter, blocks
+from .meter import CudaMeter, blocks, counted
 from .modules import Modules
 from .names import known
 from .phases import Stopwatch
 from .private import Observer, compiled_frames, observed
 from .provenance import machine_of, provenance
 from .saves import COMPILED, RefuseCompiled, Saves
+from .stages import Stage, Stages
 from .step import Step, phases_of
 from .storages import resizing_refused
-from .timeline import Marks, Timeline, profiled
-
-WARMUP_STEPS: Final = 3
-TIMED_STEPS: Final = 7
-PROFILED_STEPS: Final = 5
+from .timeline import Marks, Profile, profiled, timeline_of
 
 
 class Recorder:
@@ -72,14 +70,18 @@ class Recorder:
         self._observing = observing
         self._log = log or Log(self.device, CudaMeter(self.device) if cuda else None)
         self._modules = Modules(self._log)
-        self._marked: list[Timeline] = []
-        self._plain: list[Timeline] = []
+        self._marked: list[Profile] = []
+        self._plain: list[Profile] = []
         self._step: Step | None = None
-        self._stages: list[Callable[[], Any]] = [self._warm] * (WARMUP_STEPS if cuda else 1)
-        self._stages += [self._timed] * (TIMED_STEPS if cuda else 0)
-        self._stages += [self._logged] * 2
-        if cuda:
-            self._stages += [self._marks, *[self._profiled] * PROFILED_STEPS]
+        self._stages: Final = Stages(cuda)
+        self._run: Final[dict[Stage, Callable[[], AbstractContextManager[None]]]] = {
+            "warm": self._warm,
+            "timed": self._timed,
+            "untouched": nullcontext,
+            "profiled": self._profiled,
+            "logged": self._logged,
+            "marked": self._marks,
+        }
         self._marked_calls = 0
         self._broken = False
         self.logged_s = 0.0
@@ -95,10 +97,12 @@ class Recorder:
         if not self._stages:
             yield
             return
-        stage = self._stages.pop(0)
+        stage = self._stages.take()
+        begin = time.perf_counter_ns()
         try:
-            with stage():
+            with self._run[stage]():
                 yield
+            self._stages.passed(stage, time.perf_counter_ns() - begin)
         except BaseException as error:
             self._broken = True
             self._stages.clear()
@@ -139,8 +143,7 @@ class Recorder:
 
     @contextmanager
     def _warm(self) -> Iterator[None]:
-        """Let lazy state appear. What it left in the allocator's cache goes back to the device, so
-        that reserved bytes are those of a step, not of the first one."""
+        """Let lazy state appear, and the GPU's clock and the host's caches settle."""
         before = compiled_frames()
         with self._modules, RefuseCompiled():
             yield
@@ -148,7 +151,6 @@ class Recorder:
             raise Unsupported(COMPILED)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            torch.cuda.empty_cache()
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -182,6 +184,8 @@ class Recorder:
         log.unreleased.clear()
         log.dispatched = log.calls = 0
         there = blocks(self.device) if self.device.type == "cuda" else {}
+        last = "logged" not in self._stages
+        history = History(self.device) if last and self.device.type == "cuda" else None
         gradients: dict[int, str] = {}
         saves = Saves(log)
         begin = time.perf_counter()
@@ -195,13 +199,18 @@ class Recorder:
                 names,
             ):
                 around.enter_context(each)
+            if history is not None:
+                around.enter_context(history.recorded(counted(self.device)))
             around.enter_context(saves)
             around.enter_context(self._observing(log.observe))
             yield
         self.logged_s = time.perf_counter() - begin
         log.poll()
-        if self._logged not in self._stages:
+        if last:
             log.book.close()
+        if history is not None:
+            for op in log.operations[start:]:
+                history.settle(op)
         self._step = Step(
             start=start,
             first=first,
@@ -218,14 +227,14 @@ class Recorder:
     @contextmanager
     def _marks(self) -> Iterator[None]:
         marks = Marks()
-        profiler = profiled(self._marked, self.device.index, host=True)
+        profiler = profiled(self._marked, host=True)
         with profiler, _one_thread(), self._observing(marks.observe):
             yield
         self._marked_calls = marks.calls
 
     @contextmanager
     def _profiled(self) -> Iterator[None]:
-        with profiled(self._plain, self.device.index, host=False):
+        with profiled(self._plain, host=False):
             yield
 
     @contextmanager
@@ -249,7 +258,9 @@ class Recorder:
     def _times(self) -> Attribution:
         assert self._step is not None
         operations = self._step.operations
-        marked = self._marked[0]
+        marked, *plain = (
+            timeline_of(profile, self.device.index) for profile in self._marked + self._plain
+        )
         number_of = {op.dispatch: i for i, op in enumerate(operations)}
         if self._marked_calls != self._log.calls:
             raise InvalidInput(
@@ -258,7 +269,7 @@ class Recorder:
                 "of a step that repeats"
             )
         unseen = usual_phases(self.measured)
-        return attribute(marked, self._plain, number_of, phases_of(operations), unseen)
+        return attribute(marked, plain, number_of, phases_of(operations), unseen)
 
 
 def record(step: Callable[[], object], name: str, device: torch.device | None = None) -> Trace:

@@ -68,17 +68,29 @@ class Marks:
             return func(*args, **kwargs)
 
 
+Profile = profile
+"""A profile as torch has it, of one step: told by `timeline_of`."""
+
+
 @contextmanager
-def profiled(found: list[Timeline], device: int, *, host: bool) -> Iterator[None]:
-    """Append the timeline of what runs on a GPU in the block to *found*; with marks if *host*."""
+def profiled(found: list[Profile], *, host: bool) -> Iterator[None]:
+    """Append the profile of what runs on the GPUs in the block to *found*; with marks if *host*.
+
+    It is read later: while that takes its time, a GPU rests and the next step would be faster.
+    """
     activities = [ProfilerActivity.CUDA, *([ProfilerActivity.CPU] if host else [])]
     with profile(activities=activities, acc_events=True) as profiler:
         yield
         torch.cuda.synchronize()
+    found.append(profiler)
+
+
+def timeline_of(profiler: Profile, device: int) -> Timeline:
+    """Return the timeline of a profile, on the GPU of that number."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "step.json"
         profiler.export_chrome_trace(str(path))
-        found.append(read_timeline(json.loads(path.read_bytes()), device))
+        return read_timeline(json.loads(path.read_bytes()), device)
 
 
 def read_timeline(trace: dict[str, Any], device: int = 0) -> Timeline:

@@ -14,8 +14,8 @@ from superneurons.machines import find_machine
 from superneurons.policies import decide, find_policy
 from superneurons.schedules import Copy, Discard, Fetch, Free, Rerun, Run, Schedule
 from superneurons.sim import ExactBytes, play, simulate, simulate_schedule
-from superneurons.sim.allocators import occupy
 from superneurons.sim.cudamalloc import CudaMalloc
+from superneurons.sim.occupy import occupy
 from superneurons.sim.pool import MemoryPool, Node
 from superneurons.traces import Algorithm, Operation, Storage, Trace, find_trace, random_trace
 
@@ -397,12 +397,15 @@ def clock(trace, schedule, machine):
         host += mallocs * malloc_ns
         if isinstance(step, Run | Rerun):
             op, original = trace.operations[step.op], isinstance(step, Run)
-            host += machine.launch_ns if op.host_ns is None else op.host_ns
-            now = max(now, host)
+            pieces = max(op.launches, 1)
+            host_ns = machine.launch_ns if op.host_ns is None else op.host_ns
+            now = max(now, host + host_ns // pieces)
+            host += host_ns
             written = facts.overwrites[step.op] + (facts.updates[step.op] if original else ())
             needed = facts.needs[step.op] if original else facts.reads[step.op]
             now = max(meet([Fetch], needed), meet([Copy], written))
-            now += op.algorithms[step.algorithm - 1].device_ns if step.algorithm else op.device_ns
+            ns = op.algorithms[step.algorithm - 1].device_ns if step.algorithm else op.device_ns
+            now = max(now + ns, host + ns // pieces)
             if original and op.waits:
                 host = now
         elif isinstance(step, Copy | Fetch):

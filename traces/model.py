@@ -83,8 +83,8 @@ class Operation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     machine's rates its flops run at: "tf32" and "half" (16 bits) are those of tensor cores.
 
     *device_ns* is None where no time was measured: the machine's roofline over *flops* and
-    *moved_nbytes* then gives it. *host_ns* None means the machine's launch cost. One that *launches*
-    several kernels begins with the first of them, long before the host is through with it.
+    *moved_nbytes* then gives it. *host_ns* None means the machine's launch cost. One that
+    *launches* several kernels begins with the first of them, before the host is through with it.
 
     *allocations* tells in which order it asks for memory, where that is known: 0 stands for the
     next of the storages that it makes, n for a temporary of n bytes, -k gives the k-th temporary
