@@ -4,8 +4,8 @@
 
 For each model one line of JSON at the batch of the zoo and one at half of it: requested bytes at
 every place where a saved-tensor hook fires in a run of its own, peaks, reserved bytes and step
-times, beside those of the trace under `liveness`. A third line has the time of half the batch, never
-recorded, beside what the recording's times make of it. Each line comes from a process of its own:
+times, beside those of the trace under `liveness`. A third line has the time of half the batch,
+never recorded, beside what the recording's times make of it. Each line comes from a process of its own:
 what a profiler leaves behind makes every later launch slower.
 """
 
@@ -87,7 +87,7 @@ def usual_ns(step: Any) -> int:
     """Return the median time of a step, from an idle GPU to an idle GPU, once it has settled."""
     times: list[int] = []
     began = time.perf_counter_ns()
-    while time.perf_counter_ns() - began < 3_000_000_000 or len(times) < 14:
+    while time.perf_counter_ns() - began < 2_000_000_000 or len(times) < 10:
         torch.cuda.synchronize()
         begin = time.perf_counter_ns()
         step()
@@ -139,8 +139,8 @@ def record(name: str, batch: int, folder: Path) -> dict[str, Any]:
 
 def torch_allocator() -> str:
     """Return which of our models stands for the allocator that this process runs with."""
-    settings = torch.cuda.memory.memory_snapshot()
-    return "caching-expandable" if settings[0]["is_expandable"] else "caching"
+    segments = torch.cuda.memory_snapshot()
+    return "caching-expandable" if segments[0].get("is_expandable") else "caching"
 
 
 def debug_run(step: Any, recorder: Recorder) -> list[tuple[int, str, int]]:
