@@ -5,8 +5,8 @@
 For each model one line of JSON at the batch of the zoo and one at half of it: requested bytes at
 every place where a saved-tensor hook fires in a run of its own, peaks, reserved bytes and step
 times, beside those of the trace under `liveness`. A third line has the time of half the batch,
-never recorded, beside what the recording's times make of it. Each line comes from a process of its own:
-what a profiler leaves behind makes every later launch slower.
+not recorded, beside what the recording's times make of it. Each line comes from a process of its
+own: what a profiler leaves behind makes every later launch slower.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Record: watch training steps as they run, and make a trace of one.
 
 On a GPU a recording takes some steps, each with one purpose, so that nothing disturbs what is
-measured: a few to warm up; a few untouched, timed with a clock; a few profiled, which give the
-kernels' times; two logged, of which the second becomes the trace, for only then is it known what
-the first left behind; and one profiled with marks, which says whose kernel is whose.
+measured: a few to warm up; a few untouched, timed with a clock; two logged, of which the second
+becomes the trace, for only then is it known what the first left behind; one profiled with marks,
+which says whose kernel is whose; and a few profiled without, which give the kernels' times.
 """
 
 import gc
@@ -32,7 +32,7 @@ from .saves import COMPILED, RefuseCompiled, Saves
 from .stages import Stage, Stages
 from .step import Step, phases_of
 from .storages import resizing_refused
-from .timeline import Marks, Profile, profiled, timeline_of
+from .timeline import Marks, Timeline, profiled
 
 
 class Recorder:
@@ -70,8 +70,8 @@ class Recorder:
         self._observing = observing
         self._log = log or Log(self.device, CudaMeter(self.device) if cuda else None)
         self._modules = Modules(self._log)
-        self._marked: list[Profile] = []
-        self._plain: list[Profile] = []
+        self._marked: list[Timeline] = []
+        self._plain: list[Timeline] = []
         self._step: Step | None = None
         self._stages: Final = Stages(cuda)
         self._run: Final[dict[Stage, Callable[[], AbstractContextManager[None]]]] = {
@@ -227,14 +227,14 @@ class Recorder:
     @contextmanager
     def _marks(self) -> Iterator[None]:
         marks = Marks()
-        profiler = profiled(self._marked, host=True)
+        profiler = profiled(self._marked, self.device.index, host=True)
         with profiler, _one_thread(), self._observing(marks.observe):
             yield
         self._marked_calls = marks.calls
 
     @contextmanager
     def _profiled(self) -> Iterator[None]:
-        with profiled(self._plain, host=False):
+        with profiled(self._plain, self.device.index, host=False):
             yield
 
     @contextmanager
@@ -258,9 +258,7 @@ class Recorder:
     def _times(self) -> Attribution:
         assert self._step is not None
         operations = self._step.operations
-        marked, *plain = (
-            timeline_of(profile, self.device.index) for profile in self._marked + self._plain
-        )
+        marked = self._marked[0]
         number_of = {op.dispatch: i for i, op in enumerate(operations)}
         if self._marked_calls != self._log.calls:
             raise InvalidInput(
@@ -269,7 +267,7 @@ class Recorder:
                 "of a step that repeats"
             )
         unseen = usual_phases(self.measured)
-        return attribute(marked, plain, number_of, phases_of(operations), unseen)
+        return attribute(marked, self._plain, number_of, phases_of(operations), unseen)
 
 
 def record(step: Callable[[], object], name: str, device: torch.device | None = None) -> Trace:

@@ -25,10 +25,10 @@ class Stages:
         self._left: list[Stage] = ["warm"] * (WARMUP_STEPS if gpu else 1)
         if gpu:
             self._left += ["timed"] * TIMED_STEPS
-            self._left += ["untouched", "profiled"] * PROFILED_STEPS
         self._left += ["logged"] * 2
         if gpu:
             self._left += ["marked"]
+            self._left += ["untouched", "profiled"] * PROFILED_STEPS
         self._spent: dict[Stage, tuple[int, int]] = {}  # steps and ns
 
     def __len__(self) -> int:

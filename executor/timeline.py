@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from ..errors import InvalidInput
 from .private import Overload
 from .tensors import next_call
 
@@ -68,29 +69,26 @@ class Marks:
             return func(*args, **kwargs)
 
 
-Profile = profile
-"""A profile as torch has it, of one step: told by `timeline_of`."""
-
-
 @contextmanager
-def profiled(found: list[Profile], *, host: bool) -> Iterator[None]:
-    """Append the profile of what runs on the GPUs in the block to *found*; with marks if *host*.
+def profiled(found: list[Timeline], device: int, *, host: bool) -> Iterator[None]:
+    """Append the timeline of what runs on a GPU in the block to *found*; with marks if *host*.
 
-    It is read later: while that takes its time, a GPU rests and the next step would be faster.
+    Raises InvalidInput if the profiler saw kernels but gave no time to any: torch 2.11 has done so.
     """
     activities = [ProfilerActivity.CUDA, *([ProfilerActivity.CPU] if host else [])]
     with profile(activities=activities, acc_events=True) as profiler:
         yield
         torch.cuda.synchronize()
-    found.append(profiler)
-
-
-def timeline_of(profiler: Profile, device: int) -> Timeline:
-    """Return the timeline of a profile, on the GPU of that number."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "step.json"
         profiler.export_chrome_trace(str(path))
-        return read_timeline(json.loads(path.read_bytes()), device)
+        timeline = read_timeline(json.loads(path.read_bytes()), device)
+    if timeline.activities and not any(activity.ns for activity in timeline.activities):
+        raise InvalidInput(
+            f"the profiler saw {len(timeline.activities)} kernels and gave no time to any of them; "
+            "record in a process of its own, without another profiler"
+        )
+    found.append(timeline)
 
 
 def read_timeline(trace: dict[str, Any], device: int = 0) -> Timeline:

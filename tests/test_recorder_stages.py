@@ -199,7 +199,7 @@ def test_a_step_that_does_other_things_when_it_is_profiled_is_refused(gpu):
         nonlocal count
         count += 1
         weight.grad = None
-        rows = 2 if count <= STEPS - 1 else 4
+        rows = 2 if count <= STEPS - 2 * stages.PROFILED_STEPS - 1 else 4
         (torch.ones(rows, 4) @ weight).sum().backward()
 
     with pytest.raises(InvalidInput, match="of a step that repeats"):
