@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 from bisect import bisect_right
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,9 @@ BIG = find_machine("h200:device_memory=1TiB")
 class Recorder:
     """A process with an allocator that records what it does, as torch does it."""
 
-    def __init__(self, expandable=False, limit=None):
+    def __init__(self, expandable=False, limit=None, there=1 << 60):
         self.events = []
+        self.there = there  # what the device can put behind addresses
         self.expandable = expandable
         self._next = 1 << 40
         self._pools = {}  # of each segment, and of each range: small?
@@ -51,6 +53,8 @@ class Recorder:
         return address
 
     def map(self, address, nbytes):
+        if self.allocator.reserved_nbytes + nbytes > self.there:
+            return False
         self.record("segment_map", address, nbytes)
         return True
 
@@ -485,7 +489,7 @@ def test_failures_and_memory_given_back_are_counted(tmp_path):
 
 
 def test_a_request_that_runs_out_of_memory_between_two_mappings_is_replayed(tmp_path):
-    recorder = Recorder(expandable=True, limit=90 * MIB)
+    recorder = Recorder(expandable=True, there=90 * MIB)
     for block in "abcd":
         recorder.allocate(block, 20 * MIB)
     recorder.free("a")
@@ -641,6 +645,54 @@ def test_the_model_does_what_an_h200_did_block_by_block(name, reserved):
     assert found.allocated_peak_nbytes == 858_224_128
     trace = snapshot_trace(path)
     assert trace.facts.op_count == found.allocations
+
+
+@pytest.mark.parametrize(
+    ("name", "reserved", "releases"),
+    [
+        ("snapshot-h200-limited", 2_141_192_192, 7),
+        ("snapshot-h200-limited-expandable", 2_151_677_952, 8),
+    ],
+)
+def test_the_model_does_what_an_h200_did_when_it_ran_out_of_memory(name, reserved, releases):
+    """1,500 random allocations and frees where the process may have 2 GiB."""
+    path = DATA / f"{name}.pickle.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    found = replay(read_snapshot(path))
+    assert found.difference is None
+    assert found.allocations > 800
+    assert (found.failures, found.releases) == (4, releases)
+    assert found.reserved_peak_nbytes == reserved
+
+
+@pytest.mark.parametrize("name", ["snapshot-h200-limited", "snapshot-h200-limited-expandable"])
+def test_the_model_itself_runs_out_of_memory_where_an_h200_did(name):
+    """Here the model is not told when to give back: it has the limit, and no more."""
+    path = DATA / f"{name}.pickle.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    model = CachingAllocator(2 << 30, expandable=name.endswith("expandable"))
+    reserved = compared = failed = 0
+    for event in read_snapshot(path).events:
+        if event.action in ("segment_alloc", "segment_map"):
+            reserved += event.nbytes
+        elif event.action in ("segment_free", "segment_unmap"):
+            reserved -= event.nbytes
+        elif event.action == "alloc":
+            model.allocate(event.address, event.nbytes)
+            assert (model.reserved_nbytes, model.failures) == (reserved, 0)
+            compared += 1
+        elif event.action == "free_completed":
+            model.free(event.address, event.nbytes)
+        elif event.action == "oom":  # nobody gets that block
+            trial = deepcopy(model)
+            trial.allocate(-1, event.nbytes)
+            assert trial.failures == 1
+            failed += 1
+            model.release_cached()  # which it does before it fails
+    assert failed == 4
+    assert compared > 800
 
 
 def test_a_snapshot_that_others_made_is_read():
