@@ -63,6 +63,10 @@ def make(name: str, batch: int) -> Any:
         return getattr(zoo, name)(batch=batch)
 
 
+def trace_name(name: str, batch: int) -> str:
+    return f"{name.replace('_', '-')}-b{batch}"
+
+
 def carry(name: str, batch: int, folder: Path) -> dict[str, Any]:
     """Time a step of both batches, record the larger, and carry its times over to the other."""
     half = batch // 2
@@ -74,7 +78,7 @@ def carry(name: str, batch: int, folder: Path) -> dict[str, Any]:
         with recorder.step():
             large()
     trace = recorder.trace()
-    carried = carry_times(trace, read_trace(folder / f"{name}-b{half}.json.gz"), H200)
+    carried = carry_times(trace, read_trace(folder / f"{trace_name(name, half)}.json.gz"), H200)
     return {
         "plain_step_ns": plain[batch],
         "simulated_step_ns": simulated(trace).step_time_ns,
@@ -106,7 +110,7 @@ def simulated(trace: Trace, machine: Any = H200) -> Any:
 def record(name: str, batch: int, folder: Path) -> dict[str, Any]:
     """Record a model and compare the trace with torch's own account."""
     step = make(name, batch)
-    recorder = Recorder(f"{name}-b{batch}")
+    recorder = Recorder(trace_name(name, batch))
     began = time.perf_counter()
     steps = 0
     while not recorder.done:
