@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from . import __version__
+from .commands import paper
 from .errors import IllegalSchedule, InvalidInput, MissingExtra, PolicyFailed, SuperneuronsError
 
 
@@ -26,6 +27,9 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="superneurons")
 def main() -> None:
     """Simulate GPU-memory schedules for DNN training: what a memory policy costs."""
+
+
+main.add_command(paper)
 
 
 @main.command()

@@ -22,6 +22,7 @@ LEVELS = [
     {"policies"},
     {"sim", "executor", "zoo"},
     {"studies"},
+    {"commands"},
     {"cli"},
 ]
 BELOW = {
