@@ -12,6 +12,7 @@ from .registry import find_policy, policy_maker, policy_names
 from .stack import Stack
 from .superneurons import SuperNeurons
 from .walk import Walk
+from .workspace import Workspace
 
 __all__ = [
     "Baseline",
@@ -27,6 +28,7 @@ __all__ = [
     "SuperNeurons",
     "Walk",
     "Wish",
+    "Workspace",
     "contract",
     "decide",
     "find_policy",

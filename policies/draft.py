@@ -5,6 +5,7 @@ decides nothing.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 
 from ..machines import Machine
 from ..schedules import (
@@ -41,10 +42,15 @@ class Draft:
         self._machine = machine
         self._forecast: Forecast | None = None
 
+    @cached_property
+    def timing(self) -> Timing:
+        """What operations and copies take."""
+        return Timing(self._trace, self._machine)
+
     def forecast(self) -> Forecast:
         """Return the clock of this draft; it runs from the moment that somebody asks for it."""
         if self._forecast is None:
-            self._forecast = Forecast(self.facts, Timing(self._trace, self._machine))
+            self._forecast = Forecast(self.facts, self.timing)
         return self._forecast
 
     def resident(self, s: int) -> bool:

@@ -18,6 +18,7 @@ from .offload import Offload
 from .recompute import Recompute
 from .stack import Stack
 from .superneurons import SuperNeurons
+from .workspace import Workspace
 
 GROUP: Final = "superneurons.policies"
 BUILTIN: Final[dict[str, Callable[..., Policy]]] = {
@@ -27,6 +28,7 @@ BUILTIN: Final[dict[str, Callable[..., Policy]]] = {
     "offload": Offload,
     "recompute": Recompute,
     "superneurons": SuperNeurons,
+    "workspace": Workspace,
 }
 
 

@@ -7,6 +7,7 @@ from .base import Component, Part
 from .cache import Cache
 from .liveness import Liveness
 from .recompute import Recompute
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SuperNeurons(Component):
-    """Liveness, tensor cache and cost-aware recomputation together, as in the paper's Fig. 10c.
+    """Liveness, tensor cache and cost-aware recomputation together, as in the paper's Fig. 10c, and
+    of an operation's algorithms the fastest that fits.
 
     Checkpoints stay on the device while they fit, so there are no transfers until bytes are short.
     Eager offload in place of the cache is `liveness+offload+recompute`. On a small network it may
@@ -35,5 +37,11 @@ class SuperNeurons(Component):
 
     def begin(self, walk: "Walk") -> tuple[Part, ...]:
         """Return the parts of the three components."""
-        components = (Liveness(), Cache(tier=self.tier), Recompute(strategy=self.strategy))
-        return tuple(component.begin(walk) for component in components)
+        components: tuple[Component, ...] = (
+            Liveness(),
+            Cache(tier=self.tier),
+            Recompute(strategy=self.strategy),
+            Workspace(),
+        )
+        parts = (component.begin(walk) for component in components)
+        return tuple(part for part in parts if isinstance(part, Part))

@@ -161,7 +161,7 @@ class Weaver:
             return 0
         fitting = [k for k in range(1, count + 1) if inside[k] <= room]
         if fitting:
-            return min(fitting, key=lambda k: operation.algorithms[k - 1].device_ns)
+            return min(fitting, key=lambda k: self._draft.timing.run_ns(op, k))
         return min(range(count + 1), key=inside.__getitem__)
 
     def _deaths(self) -> dict[int, list[int]]:

@@ -14,6 +14,7 @@ class Timing:
     def __init__(self, trace: Trace, machine: Machine) -> None:
         self.machine = machine
         self._operations = trace.operations
+        self._others: dict[tuple[int, int], int] = {}
         launch = machine.launch_ns
         self.device_ns = [
             op.device_ns
@@ -27,8 +28,18 @@ class Timing:
     def run_ns(self, op: int, algorithm: int = 0) -> int:
         """Return the device time of an operation by the given algorithm."""
         if algorithm:
-            return self._operations[op].algorithms[algorithm - 1].device_ns
+            ns = self._others.get((op, algorithm))
+            if ns is None:
+                ns = self._others[op, algorithm] = self._other_ns(op, algorithm)
+            return ns
         return self.device_ns[op]
+
+    def _other_ns(self, op: int, algorithm: int) -> int:
+        operation = self._operations[op]
+        other = operation.algorithms[algorithm - 1]
+        if other.device_ns is not None:
+            return other.device_ns
+        return self.machine.roofline_ns(other.flops, other.moved_nbytes, operation.precision)
 
     def copy_ns(self, nbytes: int, tier: str) -> int:
         """Return the time of a copy to a tier, alone on its link."""

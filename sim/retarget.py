@@ -98,7 +98,7 @@ def _scaled(
                 host_ns=source.host_ns,
                 launches=source.launches,
                 algorithms=tuple(
-                    msgspec.structs.replace(each, device_ns=_scaled_ns(each.device_ns, factor))
+                    msgspec.structs.replace(each, device_ns=_scaled_ns(each.device_ns or 0, factor))
                     for each in op.algorithms
                 ),
             )

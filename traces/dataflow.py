@@ -111,6 +111,8 @@ class Dataflow:
                 self._prove_allocations(i, op, fresh)
             if (op.device_ns is not None) != measured or (roofline and not op.moved_nbytes):
                 self._prove_times(i, op)
+            if op.algorithms:
+                self._prove_algorithms(i, op)
         for s, version in enumerate(present):
             if version < 0:
                 fault(self.trace, f"storages[{s}]", f"nothing ever writes {self.names[s]!r}")
@@ -150,6 +152,20 @@ class Dataflow:
         if times == "roofline" and not op.flops and op.kind != "empty":  # that only allocates
             what = f"{op.name!r} has neither flops nor moved_nbytes"
             fault(self.trace, where, f"{what}: a roofline makes no time of that")
+
+    def _prove_algorithms(self, i: int, op: Operation) -> None:
+        """Refuse an alternative without a time where others have one; without times it has none."""
+        times = self.trace.times
+        for k, other in enumerate(op.algorithms):
+            where = f"operations[{i}].algorithms[{k}]"
+            if times == "measured" and other.device_ns is None:
+                fault(self.trace, where, f"times are measured, but {other.name!r} has no device_ns")
+            if times == "roofline" and other.device_ns is not None:
+                what = f"{other.name!r} has a device_ns, but the trace says times: {times}"
+                fault(self.trace, where, f"{what}; measure all or none")
+            if times == "roofline" and not other.flops and not other.moved_nbytes:
+                what = f"{other.name!r} has neither flops nor moved_nbytes"
+                fault(self.trace, where, f"{what}: a roofline makes no time of that")
 
     def _prove_allocations(self, i: int, op: Operation, fresh: tuple[int, ...]) -> None:
         wrong = fault_in_order(op, [self.trace.storages[s].nbytes for s in fresh])

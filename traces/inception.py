@@ -4,6 +4,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from .cudnn import Algorithms, named
 from .layers import Network
 from .model import Trace
 from .step import Graph, training_step
@@ -99,16 +100,21 @@ _MODULES: Final = {
 
 
 def inceptionv4(
-    batch: int = 32, image: int = 299, norm: Norm = "everywhere", graph: Graph = "release"
+    batch: int = 32,
+    image: int = 299,
+    norm: Norm = "everywhere",
+    graph: Graph = "release",
+    algorithms: Algorithms = "none",
 ) -> Trace:
     """The paper's InceptionV4 (Fig. 2, 8, 11, 14; Tables 2, 5): 42,679,816 parameters.
 
     *norm*: a batch normalization after each of the 149 convolutions, as the paper's figures need
     (514 layers, `data` among them), or, as released, after the first alone. *graph*: whose forks,
-    the release's (copies) or the paper's (in place).
+    the release's (copies) or the paper's (in place). *algorithms*: cudnn gives each convolution
+    those of its era, with workspaces.
     """
-    name = f"inceptionv4:batch={batch},image={image},norm={norm},graph={graph}"
-    return training_step(inception_network(batch, image, norm), name, graph)
+    name = f"inceptionv4:batch={batch},image={image},norm={norm},graph={graph}" + named(algorithms)
+    return training_step(inception_network(batch, image, norm), name, graph, algorithms)
 
 
 def inception_network(batch: int, image: int, norm: Norm) -> Network:

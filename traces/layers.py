@@ -11,6 +11,7 @@ from typing import Final
 from msgspec import Struct
 
 from ..errors import InvalidInput
+from .cudnn import Window
 
 Shape = tuple[int, ...]
 
@@ -42,7 +43,8 @@ LAYER_KINDS: Final = {
 class Layer(Struct, frozen=True, kw_only=True):
     """One layer: its inputs by name, the shape of its output, what it computes and holds.
 
-    *flops* are those of its forward and *parameters* the number of weights and biases.
+    *flops* are those of its forward and *parameters* the number of weights and biases; a
+    convolution has a *window*.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Layer(Struct, frozen=True, kw_only=True):
     shape: Shape
     flops: int
     parameters: int = 0
+    window: Window | None = None
 
 
 class Network:
@@ -92,8 +95,13 @@ class Network:
         )
         shape = (batch, channels, height, width)
         weights = channels * depth * prod(kernels)
-        flops = 2 * prod(shape) * depth * prod(kernels)
-        return self._add(name, "conv", (source,), shape, flops, weights + channels * bias)
+        window = Window(
+            batch, depth, channels, (size[0], size[1]), (height, width), kernels, stride, paddings
+        )
+        parameters = weights + channels * bias
+        return self._add(
+            name, "conv", (source,), shape, window.gemm_flops, parameters, window=window
+        )
 
     def fc(self, source: str, name: str, features: int) -> str:
         """Add a fully connected layer with bias over everything but the batch."""
@@ -186,13 +194,20 @@ class Network:
         shape: Shape,
         flops: int,
         parameters: int = 0,
+        window: Window | None = None,
     ) -> str:
         if min(shape) < 1:
             raise InvalidInput(f"layer {name!r} would have the empty shape {shape}")
         if name in self.layers:
             raise InvalidInput(f"{self.name}: two layers are named {name!r}")
         self.layers[name] = Layer(
-            name=name, kind=kind, inputs=inputs, shape=shape, flops=flops, parameters=parameters
+            name=name,
+            kind=kind,
+            inputs=inputs,
+            shape=shape,
+            flops=flops,
+            parameters=parameters,
+            window=window,
         )
         return name
 

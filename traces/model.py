@@ -64,11 +64,16 @@ class Value(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
 
 
 class Algorithm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Another way to run an operation: its time on the device and the workspace it needs."""
+    """Another way to run an operation: its time on the device and the workspace it needs.
+
+    *device_ns* is None where no times were measured: *flops* and *moved_nbytes* then make it.
+    """
 
     name: str
-    device_ns: Natural
+    device_ns: Natural | None = None
     workspace_nbytes: Natural = 0
+    flops: Natural = 0
+    moved_nbytes: Natural = 0
 
 
 class Operation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

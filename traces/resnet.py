@@ -5,6 +5,7 @@ from typing import Final
 import msgspec
 
 from ..errors import InvalidInput
+from .cudnn import Algorithms, named
 from .layers import Network
 from .model import Trace
 from .step import Graph, training_step
@@ -17,31 +18,40 @@ _TABLE_4: Final = (6, 32, 6)
 """n1, n2 and n4 of the paper's Table 4, which varies n3 alone."""
 
 
-def resnet50(batch: int = 32, image: int = 227, graph: Graph = "release") -> Trace:
+def resnet50(
+    batch: int = 32, image: int = 227, graph: Graph = "release", algorithms: Algorithms = "none"
+) -> Trace:
     """The paper's ResNet50 (Fig. 2, 8, 11, 14; Tables 1, 2, 5): 25,557,032 parameters.
 
     192 layers, `data` among them. *graph*: whose forks and joins, the release's (copies) or the
     paper's (in place).
+    *algorithms*: cudnn gives each convolution those of its era, with workspaces.
     """
-    return _trace("resnet50", (3, 4, 6, 3), batch, image, graph)
+    return _trace("resnet50", (3, 4, 6, 3), batch, image, graph, algorithms)
 
 
-def resnet101(batch: int = 32, image: int = 227, graph: Graph = "release") -> Trace:
+def resnet101(
+    batch: int = 32, image: int = 227, graph: Graph = "release", algorithms: Algorithms = "none"
+) -> Trace:
     """The paper's ResNet101 (Fig. 2, 8, 11, 14; Tables 1, 2, 5): 44,549,160 parameters.
 
     379 layers, `data` among them. *graph*: whose forks and joins, the release's (copies) or the
     paper's (in place).
+    *algorithms*: cudnn gives each convolution those of its era, with workspaces.
     """
-    return _trace("resnet101", (3, 4, 23, 3), batch, image, graph)
+    return _trace("resnet101", (3, 4, 23, 3), batch, image, graph, algorithms)
 
 
-def resnet152(batch: int = 32, image: int = 227, graph: Graph = "release") -> Trace:
+def resnet152(
+    batch: int = 32, image: int = 227, graph: Graph = "release", algorithms: Algorithms = "none"
+) -> Trace:
     """The paper's ResNet152 (Fig. 2, 8, 11, 14; Tables 2, 4, 5): 60,192,808 parameters.
 
     566 layers, `data` among them. *graph*: whose forks and joins, the release's (copies) or the
     paper's (in place).
+    *algorithms*: cudnn gives each convolution those of its era, with workspaces.
     """
-    return _trace("resnet152", (3, 8, 36, 3), batch, image, graph)
+    return _trace("resnet152", (3, 8, 36, 3), batch, image, graph, algorithms)
 
 
 def resnet(
@@ -53,12 +63,14 @@ def resnet(
     batch: int = 16,
     image: int = 227,
     graph: Graph = "release",
+    algorithms: Algorithms = "none",
 ) -> Trace:
     """A ResNet of n1 to n4 blocks in its stages, or of a depth as in Table 4.
 
     The depth is 3 (n1 + n2 + n3 + n4) + 2. Asked for a *depth*, it has the paper's n1=6, n2=32,
     n4=6 and the n3 that comes nearest without going above. The trace's notes say how deep it is.
     *graph*: whose forks and joins, the release's (copies) or the paper's (in place).
+    *algorithms*: cudnn gives each convolution those of its era, with workspaces.
     """
     given = {"n1": n1, "n2": n2, "n3": n3, "n4": n4}
     if depth is None:
@@ -70,7 +82,7 @@ def resnet(
         blocks = _blocks_of(depth)
         reason = f", the nearest not above {depth} with the n1, n2 and n4 of the paper's Table 4"
     parameters = "".join(f"{key}={n}," for key, n in zip(given, blocks, strict=True))
-    trace = _trace("resnet", blocks, batch, image, graph, parameters)
+    trace = _trace("resnet", blocks, batch, image, graph, algorithms, parameters)
     note = {"depth": f"{_depth(blocks)}{reason}"}
     return msgspec.structs.replace(trace, notes=note | trace.notes)
 
@@ -119,10 +131,16 @@ def _bottleneck(
 
 
 def _trace(
-    name: str, blocks: Blocks, batch: int, image: int, graph: Graph, parameters: str = ""
+    name: str,
+    blocks: Blocks,
+    batch: int,
+    image: int,
+    graph: Graph,
+    algorithms: Algorithms,
+    parameters: str = "",
 ) -> Trace:
-    full = f"{name}:{parameters}batch={batch},image={image},graph={graph}"
-    return training_step(residual_network(name, blocks, batch, image), full, graph)
+    full = f"{name}:{parameters}batch={batch},image={image},graph={graph}" + named(algorithms)
+    return training_step(residual_network(name, blocks, batch, image), full, graph, algorithms)
 
 
 def _depth(blocks: Blocks) -> int:

@@ -12,8 +12,9 @@ from math import prod
 from typing import Final, Literal
 
 from ..errors import InvalidInput
+from .cudnn import Algorithms, backward, forward
 from .layers import LAYER_KINDS, Layer, Network
-from .model import Kind, Operation, Storage, Trace, Value
+from .model import Algorithm, Kind, Operation, Storage, Trace, Value
 from .route import execution_route
 
 FP32_NBYTES: Final = 4
@@ -24,21 +25,26 @@ the paper's, which Fig. 2 needs, a fork's first output is its input and a join a
 input. Gradients are alike in both."""
 
 
-def training_step(network: Network, name: str, graph: Graph = "release") -> Trace:
+def training_step(
+    network: Network, name: str, graph: Graph = "release", algorithms: Algorithms = "none"
+) -> Trace:
     """Return one forward and backward of *network*, untimed: flops and bytes for a roofline.
+
+    With *algorithms* every convolution has those of cuDNN's era, each with its workspace.
 
     Under the paper's *graph*, a join that writes over what a backward has still to read makes a
     trace that is refused when it is compiled.
     """
-    return _Step(network, graph).trace(name)
+    return _Step(network, graph, algorithms).trace(name)
 
 
 class _Step:
     """The trace under construction."""
 
-    def __init__(self, network: Network, graph: Graph) -> None:
+    def __init__(self, network: Network, graph: Graph, algorithms: Algorithms) -> None:
         self._network = network
         self._graph = graph
+        self._algorithms = algorithms
         self._followers = network.successors()
         self._storages: list[Storage] = []
         self._values: list[Value] = []
@@ -74,7 +80,9 @@ class _Step:
             storages=tuple(self._storages),
             values=tuple(self._values),
             operations=tuple(self._operations),
-            notes=_NOTES | (_PAPER_NOTE if self._graph == "paper" else {}),
+            notes=_NOTES
+            | (_PAPER_NOTE if self._graph == "paper" else {})
+            | (_CUDNN_NOTE if self._algorithms == "cudnn" else {}),
         )
 
     def _prove(self) -> None:
@@ -143,10 +151,16 @@ class _Step:
                 writes=tuple(writes),
                 flops=flops,
                 moved_nbytes=sum(self._nbytes[value] for value in touched),
+                algorithms=self._alternatives(layer, suffix),
                 recompute="random" if layer.kind == "dropout" else "pure",
                 module=layer.name,
             )
         )
+
+    def _alternatives(self, layer: Layer, suffix: str) -> tuple[Algorithm, ...]:
+        if layer.window is None or self._algorithms == "none":
+            return ()
+        return backward(layer.window) if suffix else forward(layer.window)
 
     def _make_outputs(self, layer: Layer, source: str) -> list[str]:
         """Return the values of a layer's outputs; *source* is the first value that it reads."""
@@ -190,6 +204,7 @@ _NOTES: Final = {
     "made": "from a layer graph, with the dependency lists of the SuperNeurons release",
     "times": "none measured: the roofline of the machine that it is simulated on",
 }
+_CUDNN_NOTE: Final = {"algorithms": "a model of cuDNN's, from counts: see docs/workspaces.md"}
 _PAPER_NOTE: Final = {
     "graph": "the paper's: a fork's first output is its input, and a join adds into its first input"
 }

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from .cudnn import Algorithms, named
 from .layers import Network
 from .model import Trace
 from .step import training_step
@@ -12,17 +13,25 @@ _STAGES_16: Final = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 _STAGES_19: Final = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 
 
-def vgg16(batch: int = 32, image: int = 227) -> Trace:
-    """The paper's VGG16 (Fig. 2, 8, 11; Tables 2, 5): 138,357,544 parameters."""
-    return _trace("vgg16", _STAGES_16, batch, image)
+def vgg16(batch: int = 32, image: int = 227, algorithms: Algorithms = "none") -> Trace:
+    """The paper's VGG16 (Fig. 2, 8, 11; Tables 2, 5): 138,357,544 parameters.
+
+    *algorithms*: cudnn gives each convolution the algorithms of its era, with workspaces.
+    """
+    return _trace("vgg16", _STAGES_16, batch, image, algorithms)
 
 
-def vgg19(batch: int = 32, image: int = 227) -> Trace:
-    """The paper's VGG19 (Fig. 2, 8): 143,667,240 parameters."""
-    return _trace("vgg19", _STAGES_19, batch, image)
+def vgg19(batch: int = 32, image: int = 227, algorithms: Algorithms = "none") -> Trace:
+    """The paper's VGG19 (Fig. 2, 8): 143,667,240 parameters.
+
+    *algorithms*: cudnn gives each convolution the algorithms of its era, with workspaces.
+    """
+    return _trace("vgg19", _STAGES_19, batch, image, algorithms)
 
 
-def _trace(name: str, stages: tuple[tuple[int, int], ...], batch: int, image: int) -> Trace:
+def _trace(
+    name: str, stages: tuple[tuple[int, int], ...], batch: int, image: int, algorithms: Algorithms
+) -> Trace:
     net = Network(name, batch, (3, image, image))
     x = "data"
     for stage, (channels, convolutions) in enumerate(stages, 1):
@@ -33,4 +42,5 @@ def _trace(name: str, stages: tuple[tuple[int, int], ...], batch: int, image: in
     x = net.dropout(net.relu(net.fc(x, "fc6", 4096), "relu6"), "drop6")
     x = net.dropout(net.relu(net.fc(x, "fc7", 4096), "relu7"), "drop7")
     net.softmax(net.fc(x, "fc8", 1000), "softmax")
-    return training_step(net, f"{name}:batch={batch},image={image}")
+    full = f"{name}:batch={batch},image={image}" + named(algorithms)
+    return training_step(net, full, algorithms=algorithms)

@@ -6,16 +6,27 @@ from typing import Final
 from ...errors import UnknownName
 from .capacity import table4, table5
 from .exhibit import Exhibit
+from .headline import headline
 from .memory import fig2, fig10, table1
+from .speed import fig14
+from .times import fig8, fig11, table2
 from .traffic import table3
+from .workspaces import fig12, fig13
 
 EXHIBITS: Final[dict[str, Callable[[], Exhibit]]] = {
     "table1": table1,
+    "table2": table2,
     "table3": table3,
     "table4": table4,
     "table5": table5,
     "fig2": fig2,
+    "fig8": fig8,
     "fig10": fig10,
+    "fig11": fig11,
+    "fig12": fig12,
+    "fig13": fig13,
+    "fig14": fig14,
+    "headline": headline,
 }
 
 

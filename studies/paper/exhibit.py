@@ -1,5 +1,6 @@
 """An exhibit: one table or figure of the paper, printed beside computed."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -119,3 +120,20 @@ class Exhibit(Struct, frozen=True, kw_only=True):
     calibration: str = ""
     notes: tuple[str, ...] = ()
     command: str = ""
+
+
+def bars(title: str, across: str, up: str, rows: Sequence[Row]) -> Panel:
+    """Return rows as bars, printed beside computed; a row's label is what follows its last comma
+    where all have the same before it."""
+    heads = {row.label.rpartition(", ")[0] for row in rows}
+    one = len(heads) == 1
+    labels = tuple(row.label.rpartition(", ")[2] if one else row.label for row in rows)
+    return Panel(
+        title=title,
+        across=across,
+        up=up,
+        series={
+            "printed": (labels, tuple(row.printed or 0.0 for row in rows)),
+            "computed": (labels, tuple(row.computed or 0.0 for row in rows)),
+        },
+    )

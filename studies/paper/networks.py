@@ -91,4 +91,4 @@ def memory_shares(trace: Trace) -> dict[str, float]:
             listed += facts.overwrites[i]
         parts[kind] += sum(facts.nbytes[s] for s in listed if facts.scheduled[s])
     del parts[""]
-    return {kind: 100 * parts[kind] / parts.total() for kind in LAYER_TYPES}
+    return {kind: 100 * parts[kind] / parts.total() for kind in LAYER_TYPES if parts[kind]}
