@@ -535,7 +535,7 @@ def test_a_write_replaces_the_whole_file(tmp_path):
 FIELDS = {
     "Storage": {"name", "kind", "nbytes", "alive_at_start", "becomes"},
     "Value": {"name", "storage", "version", "offset", "nbytes"},
-    "Algorithm": {"name", "device_ns", "workspace_nbytes"},
+    "Algorithm": {"name", "device_ns", "workspace_nbytes", "flops", "moved_nbytes"},
     "Operation": {
         "name",
         "kind",

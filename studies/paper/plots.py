@@ -12,6 +12,16 @@ if TYPE_CHECKING:
 _ABREAST: Final = 3
 """So many panels stand side by side."""
 
+_COLOURS: Final = {
+    "computed": "C0",
+    "printed": "C1",
+    "printed superneurons": "C1",
+    "printed caffe": "C2",
+    "printed mxnet": "C3",
+    "printed tensorflow": "C4",
+    "printed torch": "C5",
+}
+
 
 def draw(exhibit: Exhibit) -> bytes:
     """Return an exhibit's panels as a PNG. Raises MissingExtra without matplotlib."""
@@ -40,7 +50,16 @@ def _draw(axes: "Axes", panel: Panel) -> None:
         for label, (x, y) in panel.series.items():
             line = "--" if label.startswith("printed") else "-"
             marker = "o" if len(x) < 20 else ""
-            axes.plot(x, y, line, label=label, linewidth=1.2, marker=marker, markersize=3)
+            axes.plot(
+                x,
+                y,
+                line,
+                label=label,
+                color=_COLOURS.get(label),
+                linewidth=1.2,
+                marker=marker,
+                markersize=3,
+            )
     else:
         _bars(axes, panel)
     axes.set_title(panel.title, fontsize="small")
@@ -59,5 +78,5 @@ def _bars(axes: "Axes", panel: Panel) -> None:
         places += [str(label) for label in labels if str(label) not in places]
     for i, (label, (x, y)) in enumerate(panel.series.items()):
         at = [places.index(str(place)) + (i - (len(panel.series) - 1) / 2) * width for place in x]
-        axes.bar(at, y, width=width, label=label)
+        axes.bar(at, y, width=width, label=label, color=_COLOURS.get(label))
     axes.set_xticks(range(len(places)), places, rotation=30, ha="right")
