@@ -91,20 +91,32 @@ class Book:
         """Begin the life of a tensor's storage, born at a place (-1: before the log)."""
         return self._begin(tensor.untyped_storage(), born)
 
+    def adopt(self, life: Life, storage: torch.UntypedStorage) -> None:
+        """Let a life go on in another storage, which has got the bytes of its first one."""
+        life.address = address(storage)
+        life.dead = -1
+        self._follow(life, storage)
+
     def _begin(self, storage: torch.UntypedStorage, born: int) -> Life:
         life = Life(len(self.lives), storage, born)
         self.lives.append(life)
-        self._at[life.address] = life
+        self._follow(life, storage)
+        return life
 
-        def die(_: object) -> None:
-            if not self._closed:
-                life.dead = self._clock()
-            self._watches.pop(life.number, None)
-            if self._at.get(life.address) is life:
-                del self._at[life.address]
+    def _follow(self, life: Life, storage: torch.UntypedStorage) -> None:
+        """Note when a storage dies, and with it the life that it has."""
+        where = life.address
+        self._at[where] = life
+
+        def die(watch: object) -> None:
+            if self._at.get(where) is life:
+                del self._at[where]
+            if self._watches.get(life.number) is watch:
+                del self._watches[life.number]
+                if not self._closed:
+                    life.dead = self._clock()
 
         self._watches[life.number] = weakref.ref(storage, die)
-        return life
 
     def nbytes(self, life: Life) -> int:
         """Return the present size of a storage that lives."""
