@@ -2,6 +2,7 @@
 
 from .entry import find_entry, record_function
 from .estimate import estimate
+from .executor import Executor
 from .recorder import Recorder, record
 
-__all__ = ["Recorder", "estimate", "find_entry", "record", "record_function"]
+__all__ = ["Executor", "Recorder", "estimate", "find_entry", "record", "record_function"]

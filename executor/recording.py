@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import Unsupported
+from ..errors import InvalidInput, Unsupported
 from ..traces import Trace
 from .assemble import assemble
 from .backend import Backend
@@ -46,7 +46,11 @@ class Recorded(NamedTuple):
 
 class Recording:
     """Logs steps that run in safe mode. *first* says that no step has run yet: then two are needed,
-    and lazy state may appear in the first."""
+    and lazy state may appear in the first.
+
+    *missing* is how many steps are needed still; then *recorded* is there. *problem* says why the
+    last one did not do. *stayed_nbytes* did not find room in the host's memory.
+    """
 
     def __init__(
         self, name: str, backend: Backend, slabs: Mapping[str, Slabs], *, first: bool
@@ -59,8 +63,8 @@ class Recording:
         self._slabs = slabs
         self._log = Log(device, CudaMeter(device) if device.type == "cuda" else None)
         self._modules = Modules(self._log)
-        self._step: Step | None = None
-        self._saves: SafeSaves | None = None
+        self.recorded: Recorded | None = None
+        self.problem = ""
         if not first:
             self._find_all()
 
@@ -92,8 +96,7 @@ class Recording:
         saves.settle()
         self.missing = max(0, self.missing - 1)
         self.stayed_nbytes = saves.stayed_nbytes
-        self._saves = saves
-        self._step = Step(
+        step = Step(
             start=start,
             first=first,
             operations=log.operations[start:],
@@ -105,18 +108,20 @@ class Recording:
             gradients=gradients,
             blocks=there,
         )
+        if not self.missing:
+            self._assemble(step, saves)
 
-    def recorded(self) -> Recorded:
-        """Return the last step. Raises InvalidInput if it is not closed."""
-        step, saves = self._step, self._saves
-        assert step is not None
-        assert saves is not None
-        self._log.book.close()
+    def _assemble(self, step: Step, saves: SafeSaves) -> None:
+        """Make the trace now, before more dies; if the step is not closed, another one is needed."""
         notes = {"made": "recorded by the executor, in safe mode"} | provenance(self._log.device)
-        trace = assemble(step, self.name, notes)
+        try:
+            trace = assemble(step, self.name, notes)
+        except InvalidInput as error:
+            self.missing, self.problem = 1, str(error)
+            return
         layout = Layout(step)  # names what the trace names, in the same way
         index = trace.facts.storage_index
-        return Recorded(
+        self.recorded = Recorded(
             trace,
             [Fired(pack, number, place - step.start) for pack, number, place in saves.fired],
             saves.views,
