@@ -123,17 +123,17 @@ class Plan:
                 action = Action(What.RELEASE, s)
             else:
                 continue  # it goes with the graph
+            here = first <= last  # whether a hook fires at this place at all
+            earliest = max(at, first)
             if action.what in (What.COPY, What.DROP):
-                # Where no hook fires it comes sooner: the program or nobody has the bytes then.
-                k = max(at if at <= last else first, self._last_pack[s])
-                k = min(k, last) if first <= last else max(first - 1, self._last_pack[s])
-            elif action.what is What.FETCH:
-                k = max(at, first) if at <= last else first
-                k = min(k, self._first_unpack.get(s, k))
-            elif action.what is What.DISCARD:
-                k = max(at, first) if at <= last else first
-            else:
+                # Without a hook it comes sooner: nobody makes or frees anything meanwhile.
+                k = max(min(earliest, last) if here else first - 1, self._last_pack[s])
+            elif action.what is What.RELEASE:
                 k = last
+            else:
+                k = earliest
+                if action.what is What.FETCH:
+                    k = min(k, self._first_unpack.get(s, k))
             k = max(k, after.get(s, 0))
             after[s] = k
             if k >= len(self._places) or (place == end and action.what is What.RELEASE):

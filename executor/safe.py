@@ -43,7 +43,7 @@ class SafeSaves(Saves):
         self.stayed_nbytes = 0
         self._slabs = slabs[TIER]
         self._backend = backend
-        self._sent: weakref.WeakValueDictionary[tuple[int, int], Entry] = (
+        self._sent: weakref.WeakValueDictionary[tuple[int, int, int], Entry] = (
             weakref.WeakValueDictionary()
         )
         self._entry_of: weakref.WeakKeyDictionary[Any, tuple[int, Entry | None]] = (
@@ -67,7 +67,8 @@ class SafeSaves(Saves):
         return handle
 
     def _send(self, alias: torch.Tensor, kept: Kept) -> Entry | None:
-        key = (kept.life.number, version(alias))
+        # Chunks of a recurrent cell have counters of their own: the log has seen all writes.
+        key = (kept.life.number, kept.life.version, version(alias))
         entry = self._sent.get(key)
         log = self._log
         log.quiet = True
@@ -78,7 +79,7 @@ class SafeSaves(Saves):
                     self.stayed_nbytes += kept.life.nbytes
                     return None
                 storage = alias.untyped_storage()
-                entry = Entry(self._backend, -1, storage, address(storage), key[1])
+                entry = Entry(self._backend, -1, storage, address(storage), key[2])
                 entry.copy(block, TIER)
                 self._sent[key] = entry
             entry.add(alias)
