@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 import torch
@@ -16,6 +16,7 @@ from ..policies.recompute import Recompute
 from ..policies.stack import Stack
 from ..policies.superneurons import SuperNeurons
 from ..schedules import Schedule
+from .audit import AuditedStep, Difference
 from .backend import Backend
 from .cpu_backend import EmulatedBackend
 from .cuda_backend import CudaBackend
@@ -68,6 +69,8 @@ class Executor:
     *policy* is a policy or its name, *budget* what of the device it may use (all of it unless
     given), *machine* a machine, its name or file; without one the links are measured. *host_memory*
     bounds what is taken of the host. *report* tells of the last step, *notices* are what was said.
+    With *audit* each executed step is watched, slowly: *differences* are the places, of those
+    *looked* at, where the device's bytes were not the ledger's.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Executor:
         host_memory: str | int | None = None,
         backend: Backend | None = None,
         slab_nbytes: int = SLAB_NBYTES,
+        audit: bool = False,
     ) -> None:
         self.policy: Final = find_policy(policy) if isinstance(policy, str) else policy
         _refuse_recomputation(self.policy)
@@ -88,6 +92,9 @@ class Executor:
         self.notices: list[str] = []
         self.report: StepReport | None = None
         self.steps = 0
+        self.audit: Final = audit
+        self.differences: list[Difference] = []
+        self.looked = 0
         host_nbytes = _nbytes(host_memory)
         if machine is None:
             self.machine = measured(self.backend, host_nbytes)
@@ -161,11 +168,13 @@ class Executor:
         self._end("safe" if recording.missing else "recorded", recording.problem)
 
     def _execute(self, course: _Course, plan: Plan) -> Iterator[None]:
-        step = ExecutedStep(plan, self.backend, self.slabs, course.plans)
+        kind = AuditedStep if self.audit else ExecutedStep
+        step = kind(plan, self.backend, self.slabs, course.plans)
         try:
             with (
                 torch.autograd.set_multithreading_enabled(False),
                 saved_tensors_hooks(step.pack, step.unpack),
+                step.watched() if isinstance(step, AuditedStep) else nullcontext(),
             ):
                 yield
         except BaseException:
@@ -177,6 +186,8 @@ class Executor:
             self.steps, "kept" if step.why else "executed", step.why, self.backend.waited_ns()
         )
         self.steps += 1
+        if isinstance(step, AuditedStep):
+            self.differences, self.looked = step.differences, step.looked
         if step.why:
             self._surprised(course, step.why)
         else:

@@ -66,7 +66,7 @@ class Recording:
         self.recorded: Recorded | None = None
         self.problem = ""
         if not first:
-            self._find_all()
+            enter_all(self._log)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -128,16 +128,16 @@ class Recording:
             [-1 if life is None else index[layout.of(life).name] for life in saves.lives],
         )
 
-    def _find_all(self) -> None:
-        """Enter all tensors of the process that are on the device."""
-        log = self._log
-        for each in gc.get_objects():
-            if not issubclass(type(each), torch.Tensor):  # asking the object may run its code
-                continue
-            found = [each] if each.grad_fn is not None or each.grad is None else [each, each.grad]
-            for tensor in found:
-                if log.here(tensor) and tensor.layout is torch.strided:
-                    _ = log.book.find(tensor) or log.book.enter(tensor, -1)
+
+def enter_all(log: Log) -> None:
+    """Enter all tensors of the process that are on the log's device."""
+    for each in gc.get_objects():
+        if not issubclass(type(each), torch.Tensor):  # asking the object may run its code
+            continue
+        leaf = each.grad_fn is None and each.grad is not None
+        for tensor in (each, each.grad) if leaf else (each,):
+            if log.here(tensor) and tensor.layout is torch.strided:
+                _ = log.book.find(tensor) or log.book.enter(tensor, -1)
 
 
 @contextmanager
