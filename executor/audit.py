@@ -81,7 +81,7 @@ class AuditedStep(ExecutedStep):
 
     def _see(self, entry: Entry | None) -> None:
         if entry is not None and entry.where is Where.BACK:
-            whole = torch.empty(0, device=self._log.device).set_(entry.storage)  # type: ignore[call-overload]
+            whole = torch.empty(0, device=self._log.device).set_(entry.storage)
             if self._log.book.find(whole) is None:
                 self._log.book.enter(whole, self._log.place())
 

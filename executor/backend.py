@@ -1,10 +1,11 @@
-"""What an executed schedule asks of a device: memory in tiers, copies beside the computation, fences.
+"""What an executed schedule asks of a device: tiers, copies beside the computation, fences.
 
 Two stand behind it: `CudaBackend`, and `EmulatedBackend` for the CPU, which does what a GPU is
-allowed to do at its worst. A copy is issued and a `Ticket` comes back; nothing may be assumed of the
-copy until somebody waits for the ticket. Waiting makes the *computation* wait, never the host.
+allowed to do at its worst. A copy is issued and a `Ticket` comes back; nothing may be assumed of
+the copy until somebody waits for the ticket. Waiting makes the *computation* wait, never the host.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -55,6 +56,10 @@ class Backend(ABC):
         """Whether a copy has ended, without waiting for it."""
 
     @abstractmethod
+    def room(self, tier: str) -> int:
+        """Return how many bytes a tier could have at most."""
+
+    @abstractmethod
     def drain(self) -> None:
         """Wait, with the host, until all copies have ended."""
 
@@ -65,4 +70,9 @@ class Backend(ABC):
 
 def flat(storage: torch.UntypedStorage, device: torch.device) -> torch.Tensor:
     """Return all bytes of a storage as one tensor on them."""
-    return torch.empty(0, dtype=torch.uint8, device=device).set_(storage)  # type: ignore[call-overload, no-any-return]
+    return torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
+
+
+def host_nbytes() -> int:
+    """Return the host's memory, all of it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

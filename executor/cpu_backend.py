@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-from .backend import Backend, Ticket, flat
+from .backend import Backend, Ticket, flat, host_nbytes
 
 POISON: Final = 0xFF
 """Bytes that make every floating-point number a NaN and every index one out of range."""
@@ -90,6 +90,10 @@ class EmulatedBackend(Backend):
     def ended(self, ticket: Emulated) -> bool:
         """Whether somebody has waited for a copy."""
         return ticket.ended
+
+    def room(self, tier: str) -> int:
+        """Return a quarter of the memory: the device and its tiers share it."""
+        return host_nbytes() // 4
 
     def drain(self) -> None:
         """Let all copies end."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .backend import Backend, Ticket
+from .backend import Backend, Ticket, host_nbytes
 
 
 class CudaBackend(Backend):
@@ -57,7 +57,13 @@ class CudaBackend(Backend):
 
     def ended(self, ticket: torch.cuda.Event) -> bool:
         """Whether a copy's event has been reached."""
-        return ticket.query()
+        return bool(ticket.query())
+
+    def room(self, tier: str) -> int:
+        """Return half of the host's memory, or nine tenths of what is free on the other GPU."""
+        if tier == "peer":
+            return int(torch.cuda.mem_get_info(self._peer)[0] * 9 // 10)
+        return host_nbytes() // 2
 
     def drain(self) -> None:
         """Wait until the copy streams and the compute stream are idle."""
@@ -75,4 +81,5 @@ class CudaBackend(Backend):
             stream.wait_event(ticket)
         with torch.cuda.stream(stream):
             target.copy_(source, non_blocking=True)
-            return stream.record_event()
+        event: torch.cuda.Event = stream.record_event()
+        return event

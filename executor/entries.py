@@ -24,7 +24,7 @@ class View(NamedTuple):
     dtype: torch.dtype
     shape: Sequence[int]
     stride: Sequence[int]
-    offset: int
+    offset: int | torch.SymInt
 
 
 class Where(Enum):
@@ -101,6 +101,16 @@ class Entry:
         block.tickets = (ticket,)
         self.blocks[tier] = block
         self._copying.append(ticket)
+
+    def send_again(self, tier: str) -> None:
+        """Let a tier's copy be of what the original has now."""
+        storage = self._original()
+        block = self.blocks[tier]
+        if storage is not None:
+            source = flat(storage, self._backend.device)
+            ticket = self._backend.copy_out(source, block.memory, tier, block.tickets)
+            block.tickets = (ticket,)
+            self._backend.wait(ticket)
 
     def drop(self) -> None:
         """Give up the device's bytes, behind a fence."""

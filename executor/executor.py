@@ -8,47 +8,26 @@ from typing import Final
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..errors import DoesNotFit, InvalidInput, Unsupported
+from ..errors import InvalidInput, Unsupported
 from ..machines import Machine, find_machine
 from ..notation import format_bytes, parse_bytes
-from ..policies import Policy, decide, find_policy
+from ..policies import Policy, find_policy
 from ..policies.recompute import Recompute
 from ..policies.stack import Stack
 from ..policies.superneurons import SuperNeurons
-from ..schedules import Schedule
 from .audit import AuditedStep, Difference
 from .backend import Backend
+from .course import Course, Site
 from .cpu_backend import EmulatedBackend
 from .cuda_backend import CudaBackend
-from .entries import View
 from .hooks import ExecutedStep
 from .journal import StepReport
 from .links import measured, told
 from .plan import Plan
-from .recording import Recording
 from .signature import signature
 from .slabs import SLAB_NBYTES, Slabs
 
-TRIES: Final = 4
-"""How many steps in a row may fail to be recorded before one gives up and keeps everything."""
-
-FRUITLESS: Final = 2
-"""How often a step is recorded again after a surprise, to find only what is known already."""
-
 _log = logging.getLogger("superneurons")
-
-
-class _Course:
-    """What is known of the steps of one signature: plans by their first save, or why there is
-    none."""
-
-    def __init__(self) -> None:
-        self.recording: Recording | None = None
-        self.plans: dict[View, Plan] = {}
-        self.usual: Plan | None = None
-        self.kept = ""  # why everything is kept, for good
-        self.tries = 0
-        self.fruitless = 0
 
 
 class Executor:
@@ -111,18 +90,15 @@ class Executor:
             for tier in self.machine.tiers
             if tier.name in self.backend.tiers
         }
-        self._courses: dict[Hashable, _Course] = {}
-        self._said: set[str] = set()
+        self._site: Final = Site(
+            self.backend, self.slabs, self.policy, self.machine, self.budget, self._say
+        )
+        self._courses: dict[Hashable, Course] = {}
         self._inside = False
 
     @property
-    def schedules(self) -> list[Schedule]:
-        """The schedules so far, one for each kind of step."""
-        return [plan.schedule for course in self._courses.values() for plan in course.plans.values()]
-
-    @property
     def plans(self) -> list[Plan]:
-        """What the hooks do by each schedule."""
+        """What the hooks do in each kind of step so far; each plan has its schedule."""
         return [plan for course in self._courses.values() for plan in course.plans.values()]
 
     @contextmanager
@@ -133,8 +109,11 @@ class Executor:
         """
         if self._inside:
             raise InvalidInput("a step has begun inside another one; end the first before")
-        course = self._courses.setdefault(signature(batch), _Course())
-        self._make_plan(course)
+        key = signature(batch)
+        if key not in self._courses:
+            self._courses[key] = Course(self._site)
+        course = self._courses[key]
+        course.prepare()
         self._inside = True
         try:
             if course.kept:
@@ -147,12 +126,8 @@ class Executor:
         finally:
             self._inside = False
 
-    def _record(self, course: _Course) -> Iterator[None]:
-        if course.recording is None:
-            name = f"step of {self.policy!r}"
-            first = self.steps == 0
-            course.recording = Recording(name, self.backend, self.slabs, first=first)
-        recording = course.recording
+    def _record(self, course: Course) -> Iterator[None]:
+        recording = course.record(first=self.steps == 0)
         try:
             with recording.step():
                 yield
@@ -167,7 +142,7 @@ class Executor:
             )
         self._end("safe" if recording.missing else "recorded", recording.problem)
 
-    def _execute(self, course: _Course, plan: Plan) -> Iterator[None]:
+    def _execute(self, course: Course, plan: Plan) -> Iterator[None]:
         kind = AuditedStep if self.audit else ExecutedStep
         step = kind(plan, self.backend, self.slabs, course.plans)
         try:
@@ -189,7 +164,7 @@ class Executor:
         if isinstance(step, AuditedStep):
             self.differences, self.looked = step.differences, step.looked
         if step.why:
-            self._surprised(course, step.why)
+            course.surprised(step.why)
         else:
             course.usual = step.plan
         if self.report.done.get("kept"):
@@ -197,56 +172,6 @@ class Executor:
                 f"a tier had no room for {self.report.done['kept']} storages, which stay on the "
                 "device: the step takes more of it than planned"
             )
-
-    def _surprised(self, course: _Course, why: str) -> None:
-        """The step was none that is known: record the next one, unless that has been in vain."""
-        self._say(f"the step was not the one that was recorded ({why}): everything was kept")
-        if course.fruitless < FRUITLESS:
-            course.recording = Recording(
-                f"step of {self.policy!r}", self.backend, self.slabs, first=False
-            )
-        else:
-            self._say(
-                "steps of several kinds come in turns; give step() the batch, so that each kind "
-                "gets a schedule of its own"
-            )
-
-    def _make_plan(self, course: _Course) -> None:
-        """Make the plan of a recorded step, before the next one begins."""
-        recording = course.recording
-        if recording is None or recording.recorded is None:
-            if recording is not None and recording.problem:
-                course.tries += 1
-                if course.tries >= TRIES:
-                    course.kept, course.recording = recording.problem, None
-                    self._say(f"the step cannot be recorded, so everything is kept: {course.kept}")
-            return
-        recorded = recording.recorded
-        if not recorded.views:
-            course.kept, course.recording = "autograd keeps nothing in it", None
-            return
-        known = course.plans.get(recorded.views[0])
-        if known is not None and known.trace.facts.digest == recorded.trace.facts.digest:
-            course.fruitless += 1
-            course.recording = None
-            return
-        decision = decide(self.policy, recorded.trace, self.machine, self.budget)
-        _refuse_short(decision.schedule, recorded.trace.facts.op_names)
-        plan = Plan(recorded, decision.schedule, decision.ledger)
-        self._refuse_tiers(plan)
-        for tier, nbytes in decision.ledger.tier_peak_nbytes.items():
-            if nbytes:
-                self.slabs[tier].reserve(nbytes)
-        course.plans[recorded.views[0]] = course.usual = plan
-        course.recording = None
-
-    def _refuse_tiers(self, plan: Plan) -> None:
-        for tier, nbytes in plan.ledger.tier_peak_nbytes.items():
-            if nbytes and tier not in self.slabs:
-                raise InvalidInput(
-                    f"{plan.schedule.policy} sends storages to {tier!r}, which this device does "
-                    f"not have; it has: {', '.join(self.slabs)}"
-                )
 
     def _end(self, mode: str, why: str) -> None:
         self.report = StepReport(step=self.steps, mode=mode, why=why)
@@ -268,22 +193,13 @@ def _refuse_recomputation(policy: Policy) -> None:
         )
 
 
-def _refuse_short(schedule: Schedule, op_names: list[str]) -> None:
-    if schedule.short_nbytes:
-        raise DoesNotFit(
-            f"{schedule.policy} does not fit the step into {format_bytes(schedule.limit_nbytes)}: "
-            f"{schedule.short_nbytes} bytes are missing at {op_names[schedule.short_op]!r}; give "
-            "more, or take a smaller batch or another policy"
-        )
-
-
 def _backend(device: torch.device | str | None) -> Backend:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     found = torch.device(device)
     if found.type == "cpu":
         return EmulatedBackend()
-    if found.index is None:
+    if str(found) == "cuda":
         found = torch.device("cuda", torch.cuda.current_device())
     others = [i for i in range(torch.cuda.device_count()) if i != found.index]
     near = [i for i in others if torch.cuda.can_device_access_peer(found.index, i)]
@@ -292,5 +208,3 @@ def _backend(device: torch.device | str | None) -> Backend:
 
 def _nbytes(quantity: str | int | None) -> int | None:
     return parse_bytes(quantity) if isinstance(quantity, str) else quantity
-
-

@@ -48,28 +48,14 @@ class ExecutedStep:
     def pack(self, tensor: torch.Tensor) -> Handle:
         """Take a tensor for autograd to keep."""
         alias = tensor.detach()
-        number, view = self._packed, (
-            tensor.dtype,
-            tensor.shape,
-            tensor.stride(),
-            tensor.storage_offset(),
-        )
+        number, at = self._packed, self._at
         self._packed = number + 1
-        if self._lost:
-            return alias, version(alias), number, None, View(*view)
-        at = self._at
-        if self._sequence[at] != number:
-            self._lose(f"hook {at} is the pack of {_look(tensor)}; an unpack was recorded there")
-            return alias, version(alias), number, None, View(*view)
-        if number == 0 and self._saved[0].view != view:
-            self._switch(View(*view))
+        view = tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
+        if self._lost or self._sequence[at] != number or self._saved[number].view != view:
+            expected = not self._lost and self._expects(number, view)
+            if not expected:
+                return alias, version(alias), number, None, View(*view)
         saved = self._saved[number]
-        if saved.view != view:
-            self._lose(
-                f"save {number} is {_look(tensor)}; recorded was {saved.view.dtype} "
-                f"{list(saved.view.shape)}"
-            )
-            return alias, version(alias), number, None, View(*view)
         entry = None if saved.storage < 0 else self._entry(alias, number)
         handle = alias, version(alias), number, entry, saved.view
         if self._due[at]:
@@ -120,10 +106,18 @@ class ExecutedStep:
         self._due = plan.due
         self._saved = plan.saved
 
-    def _switch(self, first: View) -> None:
-        """Follow the plan of another signature, if the first save is one of a step that is known."""
-        if first in self._others:
-            self._follow(self._others[first])
+    def _expects(self, number: int, view: tuple[Any, ...]) -> bool:
+        """Whether the step is of another signature that is known, by its first save; lose it if
+        not."""
+        if number == 0 and self._at == 0 and view in self._others:
+            self._follow(self._others[View(*view)])
+            return True
+        if self._sequence[self._at] != number:
+            self._lose(f"hook {self._at} is a pack, of {_told(view)}; none was recorded there")
+        else:
+            there = _told(self._saved[number].view)
+            self._lose(f"save {number} is {_told(view)}; recorded was {there}")
+        return False
 
     # -- what is due -------------------------------------------------------------------------------
 
@@ -139,9 +133,7 @@ class ExecutedStep:
                     f"save {number} is of {storage.nbytes()} bytes; recorded were {saved.nbytes}"
                 )
                 return None
-            entry = Entry(
-                self._backend, saved.storage, storage, address(storage), version(alias)
-            )
+            entry = Entry(self._backend, saved.storage, storage, address(storage), version(alias))
             self._entries[saved.storage] = weakref.ref(entry)
             if saved.held:
                 self._held[saved.storage] = entry
@@ -180,9 +172,8 @@ class ExecutedStep:
             if entry.where is Where.AWAY:
                 entry.fetch(tier)
                 self.journal.write(self._at, "fetch", s)
-        elif what is What.DISCARD:
-            if entry.blocks.pop(tier, None) is not None:
-                self.journal.write(self._at, "discard", s)
+        elif what is What.DISCARD and entry.blocks.pop(tier, None) is not None:
+            self.journal.write(self._at, "discard", s)
 
     def _look(self, s: int) -> None:
         """See whether what was dropped is gone by now, and who has it if it is not."""
@@ -218,5 +209,6 @@ class ExecutedStep:
         )
 
 
-def _look(tensor: Any) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"
+def _told(view: tuple[Any, ...]) -> str:
+    dtype, shape, stride, offset = view
+    return f"{dtype} {list(shape)}, strides {list(stride)}, offset {offset}"

@@ -1,7 +1,7 @@
 """The machine that a step runs on: from a file, or measured in a second or two."""
 
-import os
 import time
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -9,7 +9,7 @@ import torch
 
 from ..machines import Link, Machine, Tier, find_machine
 from ..notation import format_bytes
-from .backend import Backend
+from .backend import Backend, host_nbytes
 from .provenance import machine_of
 
 REPEATS: Final = 5
@@ -17,19 +17,18 @@ LARGE: Final = 64 << 20
 SMALL: Final = 4 << 10
 
 
-def measured(backend: Backend, host_nbytes: int | None) -> Machine:
+def measured(backend: Backend, host: int | None) -> Machine:
     """Return the machine under *backend*, with the ways to its tiers as they are now.
 
-    *host_nbytes* bounds what may be taken of the host's memory; half of it unless given. Rates of
+    *host* bounds the bytes that may be taken of the host's memory. Rates of
     arithmetic come from the machine file that knows this GPU, or are measured too.
     """
     known = machine_of(backend.device)
     machine = find_machine(known) if known else _unknown(backend)
-    host = _host_nbytes() // 2 if host_nbytes is None else host_nbytes
     tiers = tuple(
         Tier(
             name=tier,
-            nbytes=host if tier == "host" else _peer_nbytes(backend),
+            nbytes=backend.room(tier) if host is None or tier != "host" else host,
             link=_link(backend, tier),
         )
         for tier in backend.tiers
@@ -41,8 +40,8 @@ def told(machine: Machine) -> str:
     """Return what was measured of a machine's links, as one sentence."""
     ways = [
         f"{tier.name} {tier.link.out_bytes_per_s / 1e9:.1f} GB/s out, "
-        f"{tier.link.in_bytes_per_s / 1e9:.1f} GB/s in, {tier.link.latency_ns / 1e3:.0f} us latency, "
-        f"{format_bytes(tier.nbytes)}"
+        f"{tier.link.in_bytes_per_s / 1e9:.1f} GB/s in, {tier.link.latency_ns / 1e3:.0f} us "
+        f"latency, {format_bytes(tier.nbytes)}"
         for tier in machine.tiers
     ]
     return f"no machine was given; the links were measured: {'; '.join(ways)}"
@@ -87,7 +86,7 @@ def _unknown(backend: Backend) -> Machine:
     a = torch.ones(n, n, device=device)
     flops = 2 * n**3 * 10**9 // _best(backend, lambda: a @ a)
     moved = 2 * a.nbytes * 10**9 // _best(backend, a.clone)
-    total = torch.cuda.get_device_properties(device).total_memory if cuda else _host_nbytes()
+    total = torch.cuda.get_device_properties(device).total_memory if cuda else host_nbytes()
     return Machine(
         name=str(device),
         description="as found; arithmetic and memory rates measured roughly",
@@ -104,8 +103,7 @@ def _unknown(backend: Backend) -> Machine:
     )
 
 
-def _best(backend: Backend, run: object) -> int:
-    assert callable(run)
+def _best(backend: Backend, run: Callable[[], object]) -> int:
     found = []
     for _ in range(REPEATS):
         backend.drain()
@@ -114,14 +112,3 @@ def _best(backend: Backend, run: object) -> int:
         backend.drain()
         found.append(time.perf_counter_ns() - begin)
     return max(1, min(found))
-
-
-def _host_nbytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _peer_nbytes(backend: Backend) -> int:
-    if backend.device.type != "cuda":
-        return _host_nbytes() // 4
-    free, _ = torch.cuda.mem_get_info(backend.peer)
-    return int(free * 9 // 10)

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from ..errors import Unsupported
-from ..schedules import Copy, Discard, Fetch, Free, Ledger, Rerun, Run, Schedule
+from ..schedules import Copy, Discard, Fetch, Ledger, Rerun, Run, Schedule
 from .entries import View
 from .recording import Recorded
 

@@ -8,6 +8,7 @@ looked up among all tensors of the process.
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from .log import Log
 from .meter import CudaMeter, blocks
 from .modules import Modules
 from .names import known
-from .private import compiled_frames, observed
+from .private import Overload, compiled_frames, observed
 from .provenance import provenance
 from .safe import Fired, SafeSaves
 from .saves import COMPILED
@@ -88,7 +89,7 @@ class Recording:
             around.enter_context(resizing_refused())
             around.enter_context(_naming(gradients, self._modules, log))
             around.enter_context(saves)
-            around.enter_context(observed(log.observe))
+            around.enter_context(observed(partial(self._observe, saves)))
             yield
         if compiled_frames() > frames:
             raise Unsupported(COMPILED)
@@ -111,8 +112,18 @@ class Recording:
         if not self.missing:
             self._assemble(step, saves)
 
+    def _observe(
+        self, saves: SafeSaves, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        log = self._log
+        place = log.place()
+        result = log.observe(func, args, kwargs)
+        if log.place() > place and (log.operations[-1].overwrites or log.operations[-1].updates):
+            saves.refresh(log.operations[-1])
+        return result
+
     def _assemble(self, step: Step, saves: SafeSaves) -> None:
-        """Make the trace now, before more dies; if the step is not closed, another one is needed."""
+        """Make the trace now, before more dies; one that is not closed does not do."""
         notes = {"made": "recorded by the executor, in safe mode"} | provenance(self._log.device)
         try:
             trace = assemble(step, self.name, notes)

@@ -14,6 +14,7 @@ from ..errors import Unsupported
 from .backend import Backend
 from .entries import Entry, View, Where
 from .log import Log
+from .logged import Logged
 from .private import address, running_node, version
 from .saves import COMPILED, Kept, Saves
 from .slabs import Slabs
@@ -43,7 +44,7 @@ class SafeSaves(Saves):
         self.stayed_nbytes = 0
         self._slabs = slabs[TIER]
         self._backend = backend
-        self._sent: weakref.WeakValueDictionary[tuple[int, int, int], Entry] = (
+        self._sent: weakref.WeakValueDictionary[tuple[int, int], Entry] = (
             weakref.WeakValueDictionary()
         )
         self._entry_of: weakref.WeakKeyDictionary[Any, tuple[int, Entry | None]] = (
@@ -67,8 +68,7 @@ class SafeSaves(Saves):
         return handle
 
     def _send(self, alias: torch.Tensor, kept: Kept) -> Entry | None:
-        # Chunks of a recurrent cell have counters of their own: the log has seen all writes.
-        key = (kept.life.number, kept.life.version, version(alias))
+        key = (kept.life.number, version(alias))
         entry = self._sent.get(key)
         log = self._log
         log.quiet = True
@@ -79,7 +79,7 @@ class SafeSaves(Saves):
                     self.stayed_nbytes += kept.life.nbytes
                     return None
                 storage = alias.untyped_storage()
-                entry = Entry(self._backend, -1, storage, address(storage), key[2])
+                entry = Entry(self._backend, -1, storage, address(storage), key[1])
                 entry.copy(block, TIER)
                 self._sent[key] = entry
             entry.add(alias)
@@ -110,6 +110,18 @@ class SafeSaves(Saves):
         if entry.where is Where.AWAY and not entry.reuse():
             entry.fetch(TIER)
             self._log.book.adopt(life, entry.storage)
+
+    def refresh(self, operation: Logged) -> None:
+        """Send again what an operation has written into since it was sent, and autograd has not
+        noticed: the noise of a random ReLU, or another chunk of a recurrent cell's gates."""
+        for life in operation.overwrites + operation.updates:
+            for (number, _), entry in list(self._sent.items()):
+                if number == life.number and entry.original is not None:
+                    self._log.quiet = True
+                    try:
+                        entry.send_again(TIER)
+                    finally:
+                        self._log.quiet = False
 
     def settle(self) -> None:
         """Say of each life that was sent away when it ended: with what held it last."""
