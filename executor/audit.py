@@ -50,7 +50,8 @@ class AuditedStep(ExecutedStep):
         self._bytes = self._on_gpu if backend.device.type == "cuda" else self._in_book
         if backend.device.type != "cuda":
             enter_all(self._log)
-        self._entered = len(self._log.book.lives)
+        self._seen = len(self._log.book.lives)
+        self._unseen_nbytes = 0
         self._planned = planned_nbytes(plan)
         self._start_nbytes = self._bytes()
 
@@ -103,8 +104,9 @@ class AuditedStep(ExecutedStep):
     def _in_book(self) -> int:
         """Return the bytes of what lives, less those that were there at the start unseen."""
         lives = self._log.book.lives
-        alive = sum(life.nbytes for life in lives if life.dead < 0)
-        return alive - sum(life.nbytes for life in lives[self._entered :] if life.born < 0)
+        self._unseen_nbytes += sum(each.nbytes for each in lives[self._seen :] if each.born < 0)
+        self._seen = len(lives)
+        return self._log.book.alive_nbytes - self._unseen_nbytes
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:

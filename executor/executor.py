@@ -71,7 +71,7 @@ class Executor:
         self.notices: list[str] = []
         self.report: StepReport | None = None
         self.steps = 0
-        self.audit: Final = audit
+        self.audit = audit
         self.differences: list[Difference] = []
         self.looked = 0
         host_nbytes = _nbytes(host_memory)

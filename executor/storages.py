@@ -74,10 +74,14 @@ def resizing_refused() -> Iterator[None]:
 
 
 class Book:
-    """All storages that have been seen, by number. *clock* says the present place."""
+    """All storages that have been seen, by number. *clock* says the present place.
+
+    *alive_nbytes* are those that live, together.
+    """
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self.lives: list[Life] = []
+        self.alive_nbytes = 0
         self._clock = clock
         self._closed = False
         self._at: dict[int, Life] = {}  # by address, while alive
@@ -107,12 +111,14 @@ class Book:
         """Note when a storage dies, and with it the life that it has."""
         where = life.address
         self._at[where] = life
+        self.alive_nbytes += life.nbytes
 
         def die(watch: object) -> None:
             if self._at.get(where) is life:
                 del self._at[where]
             if self._watches.get(life.number) is watch:
                 del self._watches[life.number]
+                self.alive_nbytes -= life.nbytes
                 if not self._closed:
                     life.dead = self._clock()
 
@@ -129,6 +135,7 @@ class Book:
         storage = self._watches.pop(life.number)()
         assert storage is not None
         life.dead = born
+        self.alive_nbytes -= life.nbytes
         return self._begin(storage, born)
 
     def close(self) -> None:
