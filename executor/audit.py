@@ -12,11 +12,11 @@ import torch
 
 from ..schedules import Copy, Discard, Fetch, Free, Ledger, Run
 from .backend import Backend
-from .entries import Entry, View, Where
+from .entries import Entry, Where
 from .hooks import ExecutedStep, Handle
 from .log import Log
 from .meter import requested
-from .plan import Action, Plan
+from .plan import Action, Look, Plan
 from .private import Overload, observed
 from .recording import enter_all
 from .slabs import Slabs
@@ -41,7 +41,7 @@ class AuditedStep(ExecutedStep):
         plan: Plan,
         backend: Backend,
         slabs: Mapping[str, Slabs],
-        others: Mapping[View, Plan] | None = None,
+        others: Mapping[Look, Plan] | None = None,
     ) -> None:
         super().__init__(plan, backend, slabs, others)
         self.differences: list[Difference] = []

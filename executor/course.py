@@ -9,8 +9,7 @@ from ..notation import format_bytes
 from ..policies import Policy, decide
 from ..schedules import Schedule
 from .backend import Backend
-from .entries import View
-from .plan import Plan
+from .plan import Look, Plan
 from .recording import Recording
 from .slabs import Slabs
 
@@ -54,7 +53,7 @@ class Course:
     """
 
     def __init__(self, site: Site) -> None:
-        self.plans: dict[View, Plan] = {}
+        self.plans: dict[Look, Plan] = {}
         self.usual: Plan | None = None
         self.recording: Recording | None = None
         self.kept = ""
@@ -88,7 +87,7 @@ class Course:
         if not recorded.views:
             self._keep("autograd keeps nothing in this step")
             return
-        known = self.plans.get(recorded.views[0])
+        known = self.plans.get((recorded.views[0].dtype, recorded.views[0].shape))
         if known is not None and known.trace.facts.digest == recorded.trace.facts.digest:
             self._fruitless += 1
             self.recording = None
@@ -99,7 +98,7 @@ class Course:
         for tier, nbytes in decision.ledger.tier_peak_nbytes.items():
             if nbytes:
                 self._slabs(tier, plan).reserve(nbytes)
-        self.plans[recorded.views[0]] = self.usual = plan
+        self.plans[plan.look] = self.usual = plan
         self.recording = None
 
     def surprised(self, why: str) -> None:

@@ -6,21 +6,20 @@ away comes back when it is asked for, and *why* says what was different.
 """
 
 import weakref
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from .backend import Backend
-from .entries import Entry, View, Where
+from .entries import Entry, Where
 from .journal import Journal
-from .plan import Action, Plan, What
+from .plan import Action, Look, Plan, Saved, What
 from .private import address, holders, running_node, version
 from .slabs import Slabs
 
-Handle = tuple[torch.Tensor, int, int, Entry | None, View]
+Handle = tuple[torch.Tensor, int, int, Entry | None]
 """What autograd holds in place of a tensor: one that shares its version counter, the version that
-was saved, the number of the save, the entry if the schedule moves the storage, and the view."""
+was saved, the number of the save, and the entry if the schedule moves or holds the storage."""
 
 
 class ExecutedStep:
@@ -31,7 +30,7 @@ class ExecutedStep:
         plan: Plan,
         backend: Backend,
         slabs: Mapping[str, Slabs],
-        others: Mapping[View, Plan] | None = None,
+        others: Mapping[Look, Plan] | None = None,
     ) -> None:
         self.why = ""
         self._backend = backend
@@ -50,15 +49,16 @@ class ExecutedStep:
         alias = tensor.detach()
         number, at = self._packed, self._at
         self._packed = number + 1
-        view = tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
-        if self._lost or self._sequence[at] != number or self._saved[number].view != view:
-            expected = not self._lost and self._expects(number, view)
-            if not expected:
-                return alias, version(alias), number, None, View(*view)
-        saved = self._saved[number]
-        entry = None if saved.storage < 0 else self._entry(alias, number)
-        handle = alias, version(alias), number, entry, saved.view
-        if self._due[at]:
+        if self._lost:
+            return alias, version(alias), number, None
+        saved = self._saved[number] if self._sequence[at] == number else None
+        if saved is None or saved.shape != tensor.shape or saved.dtype is not tensor.dtype:
+            saved = self._another(number, tensor)
+            if saved is None:
+                return alias, version(alias), number, None
+        entry = None if saved.storage < 0 else self._entry(alias, number, saved)
+        handle = alias, version(alias), number, entry
+        if self._due[at] and not self._lost:
             for action in self._due[at]:
                 self._do(action)
         self._at = at + 1
@@ -66,7 +66,7 @@ class ExecutedStep:
 
     def unpack(self, handle: Handle) -> torch.Tensor:
         """Give autograd back what it kept. Raises RuntimeError if it was modified meanwhile."""
-        alias, saved_version, number, entry, view = handle
+        alias, saved_version, number, entry = handle
         if not self._lost:
             at = self._at
             if self._sequence[at] != ~number:
@@ -80,7 +80,7 @@ class ExecutedStep:
             self._fault_version(alias, saved_version)
         if entry is not None and entry.where is not Where.HERE:
             self._bring(entry)
-            entry.show(alias, view)
+            entry.show(alias, self._saved[number].view)
         return alias
 
     def finish(self) -> None:
@@ -106,25 +106,30 @@ class ExecutedStep:
         self._due = plan.due
         self._saved = plan.saved
 
-    def _expects(self, number: int, view: tuple[Any, ...]) -> bool:
-        """Whether the step is of another signature that is known, by its first save; lose it if
-        not."""
-        if number == 0 and self._at == 0 and view in self._others:
-            self._follow(self._others[View(*view)])
-            return True
+    def _another(self, number: int, tensor: torch.Tensor) -> Saved | None:
+        """Return what is expected by the plan of another kind of step that is known, by its first
+        save; None if there is none, and then everything is kept."""
+        look = tensor.dtype, tensor.shape
+        if number == 0 and self._at == 0 and look in self._others:
+            self._follow(self._others[look])
+            return self._saved[0]
         if self._sequence[self._at] != number:
-            self._lose(f"hook {self._at} is a pack, of {_told(view)}; none was recorded there")
+            self._lose(f"hook {self._at} is a pack, of {_told(*look)}; none was recorded there")
         else:
-            there = _told(self._saved[number].view)
-            self._lose(f"save {number} is {_told(view)}; recorded was {there}")
-        return False
+            there = self._saved[number]
+            self._lose(
+                f"save {number} is {_told(*look)}; recorded was {_told(there.dtype, there.shape)}"
+            )
+        return None
 
     # -- what is due -------------------------------------------------------------------------------
 
-    def _entry(self, alias: torch.Tensor, number: int) -> Entry | None:
+    def _entry(self, alias: torch.Tensor, number: int, saved: Saved) -> Entry | None:
         """Return the entry of a save's storage, a new one at its first save."""
-        saved = self._saved[number]
-        storage = alias.untyped_storage()
+        storage, view = alias.untyped_storage(), saved.view
+        if alias.stride() != view.stride or alias.storage_offset() != view.offset:
+            self._lose(f"save {number} has other strides or another offset than recorded")
+            return None
         found = self._entries.get(saved.storage)
         entry = None if found is None else found()
         if entry is None:
@@ -209,6 +214,5 @@ class ExecutedStep:
         )
 
 
-def _told(view: tuple[Any, ...]) -> str:
-    dtype, shape, stride, offset = view
-    return f"{dtype} {list(shape)}, strides {list(stride)}, offset {offset}"
+def _told(dtype: torch.dtype, shape: Sequence[int]) -> str:
+    return f"{dtype} {list(shape)}"

@@ -6,8 +6,11 @@ there. What the program frees itself, and what goes with autograd's graph, needs
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final, NamedTuple
+
+import torch
 
 from ..errors import Unsupported
 from ..schedules import Copy, Discard, Fetch, Ledger, Rerun, Run, Schedule
@@ -34,10 +37,16 @@ class Action(NamedTuple):
     tier: str = ""
 
 
-class Saved(NamedTuple):
-    """What is expected of one save: its view, and the storage that the schedule moves or holds, -1
-    if it does neither."""
+Look = tuple[torch.dtype, Sequence[int]]
+"""What a save is told by: its type and shape. Strides may differ from step to step, of a batch."""
 
+
+class Saved(NamedTuple):
+    """What is expected of one save, and the storage that the schedule moves or holds, -1 if it does
+    neither: then its strides and offset are nobody's concern."""
+
+    dtype: torch.dtype
+    shape: Sequence[int]
     view: View
     storage: int
     nbytes: int
@@ -77,11 +86,16 @@ class Plan:
         self.due.extend(tuple(self._actions.get(k, ())) for k in range(len(self.sequence)))
         nbytes = recorded.trace.facts.nbytes
         self.saved: Final = [
-            Saved(view, s, nbytes[s], s in self._held)
+            Saved(view.dtype, view.shape, view, s, nbytes[s], s in self._held)
             if s in self._moved or s in self._held
-            else Saved(view, -1, 0, False)
+            else Saved(view.dtype, view.shape, view, -1, 0, False)
             for view, s in zip(recorded.views, recorded.storages, strict=True)
         ]
+
+    @property
+    def look(self) -> Look:
+        """What the first save looks like: it tells a plan from those of other kinds of steps."""
+        return self.saved[0].dtype, self.saved[0].shape
 
     @property
     def planned(self) -> dict[What, int]:

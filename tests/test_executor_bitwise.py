@@ -1,7 +1,6 @@
-"""Under every policy training is that of plain PyTorch, bit for bit, and the bytes on the device are
-those of the ledger at every place."""
+"""Under every policy training is that of plain PyTorch, bit for bit, and the bytes on the device
+are those of the ledger at every place."""
 
-import gc
 import sys
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from programs import FORMULAS, PROGRAMS, Training  # noqa: E402
 from test_zoo import TINY  # noqa: E402
-from training import Everything, different, executor, plain, trained  # noqa: E402
+from training import Everything, different, executor, plain, trained, undisturbed  # noqa: E402
 
 from superneurons import zoo  # noqa: E402
 
@@ -37,17 +36,8 @@ BUILDS = PROGRAMS | FORMULAS | NETWORKS
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
-    """One thread, deterministic algorithms, and nothing for the garbage collector to walk."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    trained(PROGRAMS["chain"], executor("baseline"), 3)  # what is imported late is there now
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
+    with undisturbed():
+        yield
 
 
 @cache

@@ -1,16 +1,36 @@
 """Training under the executor beside plain training: what tests of the executor share."""
 
-from collections.abc import Callable, Iterable
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from programs import Training
+from programs import PROGRAMS, Training
 
 from superneurons.executor import Executor
 from superneurons.machines import find_machine
 from superneurons.policies import Component, Part, Policy, Walk, Wish
 from superneurons.schedules import Copy, Free
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """One thread, deterministic algorithms, and nothing for the garbage collector to walk."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    trained(PROGRAMS["chain"], executor("baseline"), 3)  # what is imported late is there now
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(threads)
+
 
 MACHINE = find_machine("h200")
 SLAB_NBYTES = 1 << 20
