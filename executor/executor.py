@@ -21,7 +21,7 @@ from .course import Course, Site
 from .cpu_backend import EmulatedBackend
 from .cuda_backend import CudaBackend
 from .hooks import ExecutedStep
-from .journal import StepReport
+from .journal import Journal, StepReport
 from .links import measured, told
 from .plan import Plan
 from .signature import signature
@@ -47,7 +47,7 @@ class Executor:
 
     *policy* is a policy or its name, *budget* what of the device it may use (all of it unless
     given), *machine* a machine, its name or file; without one the links are measured. *host_memory*
-    bounds what is taken of the host. *report* tells of the last step, *notices* are what was said.
+    bounds what is taken of the host. *notices* are what was said.
     With *audit* each executed step is watched, slowly: *differences* are the places, of those
     *looked* at, where the device's bytes were not the ledger's.
     """
@@ -69,7 +69,7 @@ class Executor:
         self.budget: Final = _nbytes(budget)
         self.backend: Final = backend or _backend(device)
         self.notices: list[str] = []
-        self.report: StepReport | None = None
+        self._last: Journal | StepReport | None = None
         self.steps = 0
         self.audit = audit
         self.differences: list[Difference] = []
@@ -95,6 +95,11 @@ class Executor:
         )
         self._courses: dict[Hashable, Course] = {}
         self._inside = False
+
+    @property
+    def report(self) -> StepReport | None:
+        """What the last step did beside what it was to do; None before the first."""
+        return self._last.report() if isinstance(self._last, Journal) else self._last
 
     @property
     def plans(self) -> list[Plan]:
@@ -157,9 +162,8 @@ class Executor:
             self.backend.drain()
             raise
         step.finish()
-        self.report = step.journal.report(
-            self.steps, "kept" if step.why else "executed", step.why, self.backend.waited_ns()
-        )
+        step.journal.end(self.steps, step.why, self.backend.waited_ns())
+        self._last = step.journal
         self.steps += 1
         if isinstance(step, AuditedStep):
             self.differences, self.looked = step.differences, step.looked
@@ -167,14 +171,14 @@ class Executor:
             course.surprised(step.why)
         else:
             course.usual = step.plan
-        if self.report.done.get("kept"):
+        if step.journal.kept:
             self._say(
-                f"a tier had no room for {self.report.done['kept']} storages, which stay on the "
-                "device: the step takes more of it than planned"
+                f"a tier had no room for {step.journal.kept} storages, which stay on the device: "
+                "the step takes more of it than planned"
             )
 
     def _end(self, mode: str, why: str) -> None:
-        self.report = StepReport(step=self.steps, mode=mode, why=why)
+        self._last = StepReport(step=self.steps, mode=mode, why=why)
         self.steps += 1
 
     def _say(self, what: str) -> None:

@@ -13,8 +13,8 @@ import torch
 from .backend import Backend
 from .entries import Entry, Where
 from .journal import Journal
-from .plan import Action, Look, Plan, Saved, What
-from .private import address, holders, running_node, version
+from .plan import Action, Look, Plan, What
+from .private import address, holders, running_node, version_of
 from .slabs import Slabs
 
 Handle = tuple[torch.Tensor, int, int, Entry | None]
@@ -38,7 +38,6 @@ class ExecutedStep:
         self._others = others or {}
         self._follow(plan)
         self._at = 0  # how many hooks have fired
-        self._packed = 0
         self._entries: dict[int, weakref.ref[Entry]] = {}
         self._held: dict[int, Entry] = {}
         self._leaving: dict[int, weakref.ref[torch.UntypedStorage]] = {}
@@ -47,37 +46,36 @@ class ExecutedStep:
     def pack(self, tensor: torch.Tensor) -> Handle:
         """Take a tensor for autograd to keep."""
         alias = tensor.detach()
-        number, at = self._packed, self._at
-        self._packed = number + 1
         if self._lost:
-            return alias, version(alias), number, None
-        saved = self._saved[number] if self._sequence[at] == number else None
-        if saved is None or saved.shape != tensor.shape or saved.dtype is not tensor.dtype:
-            saved = self._another(number, tensor)
-            if saved is None:
-                return alias, version(alias), number, None
-        entry = None if saved.storage < 0 else self._entry(alias, number, saved)
-        handle = alias, version(alias), number, entry
-        if self._due[at] and not self._lost:
-            for action in self._due[at]:
+            return alias, version_of(alias), -1, None
+        at = self._at
+        number, dtype, shape, storage, due = self._hooks[at]
+        if number < 0 or shape != tensor.shape or dtype is not tensor.dtype:
+            if not self._follow_another(tensor):
+                return alias, version_of(alias), -1, None
+            number, dtype, shape, storage, due = self._hooks[at]
+        entry = None if storage < 0 else self._entry(alias, number)
+        handle = alias, version_of(alias), number, entry
+        if due and not self._lost:
+            for action in due:
                 self._do(action)
         self._at = at + 1
         return handle
 
     def unpack(self, handle: Handle) -> torch.Tensor:
         """Give autograd back what it kept. Raises RuntimeError if it was modified meanwhile."""
-        alias, saved_version, number, entry = handle
+        alias, version, number, entry = handle
         if not self._lost:
-            at = self._at
-            if self._sequence[at] != ~number:
-                self._lose(f"hook {at} is the unpack of save {number}; another was recorded there")
+            hook = self._hooks[self._at]
+            if hook[0] != ~number:
+                self._lose(f"hook {self._at} is an unpack of save {number}, which was not recorded")
             else:
-                if self._due[at]:
-                    for action in self._due[at]:
+                if hook[4]:
+                    for action in hook[4]:
                         self._do(action)
-                self._at = at + 1
-        if version(alias) != saved_version:
-            self._fault_version(alias, saved_version)
+                self._at += 1
+        if version_of(alias) != version:
+            self._fault_version(alias, version)
         if entry is not None and entry.where is not Where.HERE:
             self._bring(entry)
             entry.show(alias, self._saved[number].view)
@@ -85,8 +83,9 @@ class ExecutedStep:
 
     def finish(self) -> None:
         """End the step: what is due then is done, and what was held is let go of."""
-        if not self._lost and self._at < len(self._due):
-            self._lose(f"it ended after {self._at} of {len(self._due)} hooks")
+        count = len(self.plan.due)
+        if not self._lost and self._at < count:
+            self._lose(f"it ended after {self._at} of {count} hooks")
         if not self._lost:
             for action in self.plan.at_end:
                 self._do(action)
@@ -102,30 +101,28 @@ class ExecutedStep:
     def _follow(self, plan: Plan) -> None:
         self.plan = plan
         self.journal = Journal(plan)
-        self._sequence = [*plan.sequence, None]  # after the last, none is expected
-        self._due = plan.due
+        self._hooks = plan.hooks
         self._saved = plan.saved
 
-    def _another(self, number: int, tensor: torch.Tensor) -> Saved | None:
-        """Return what is expected by the plan of another kind of step that is known, by its first
-        save; None if there is none, and then everything is kept."""
+    def _follow_another(self, tensor: torch.Tensor) -> bool:
+        """Follow the plan of another kind of step, if this is the first save of one that is known;
+        else keep everything."""
         look = tensor.dtype, tensor.shape
-        if number == 0 and self._at == 0 and look in self._others:
+        number, dtype, shape, _, _ = self._hooks[self._at]
+        if self._at == 0 and look in self._others:
             self._follow(self._others[look])
-            return self._saved[0]
-        if self._sequence[self._at] != number:
+            return True
+        if number < 0:
             self._lose(f"hook {self._at} is a pack, of {_told(*look)}; none was recorded there")
         else:
-            there = self._saved[number]
-            self._lose(
-                f"save {number} is {_told(*look)}; recorded was {_told(there.dtype, there.shape)}"
-            )
-        return None
+            self._lose(f"save {number} is {_told(*look)}; recorded was {_told(dtype, shape)}")
+        return False
 
     # -- what is due -------------------------------------------------------------------------------
 
-    def _entry(self, alias: torch.Tensor, number: int, saved: Saved) -> Entry | None:
+    def _entry(self, alias: torch.Tensor, number: int) -> Entry | None:
         """Return the entry of a save's storage, a new one at its first save."""
+        saved = self._saved[number]
         storage, view = alias.untyped_storage(), saved.view
         if alias.stride() != view.stride or alias.storage_offset() != view.offset:
             self._lose(f"save {number} has other strides or another offset than recorded")
@@ -138,11 +135,13 @@ class ExecutedStep:
                     f"save {number} is of {storage.nbytes()} bytes; recorded were {saved.nbytes}"
                 )
                 return None
-            entry = Entry(self._backend, saved.storage, storage, address(storage), version(alias))
+            entry = Entry(
+                self._backend, saved.storage, storage, address(storage), version_of(alias)
+            )
             self._entries[saved.storage] = weakref.ref(entry)
             if saved.held:
                 self._held[saved.storage] = entry
-        elif entry.address != address(storage) or entry.version != version(alias):
+        elif entry.address != address(storage) or entry.version != version_of(alias):
             self._lose(f"save {number} is of another storage or version than recorded")
             return None
         entry.add(alias)
@@ -209,10 +208,10 @@ class ExecutedStep:
         asker = "" if node is None else f", asked for by {node.name()},"
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace "
-            f"operation: a saved tensor{asker} is at version {version(alias)}; it was saved at "
+            f"operation: a saved tensor{asker} is at version {version_of(alias)}; it was saved at "
             f"version {saved_version}"
         )
 
 
-def _told(dtype: torch.dtype, shape: Sequence[int]) -> str:
+def _told(dtype: torch.dtype | None, shape: Sequence[int]) -> str:
     return f"{dtype} {list(shape)}"

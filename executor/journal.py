@@ -61,12 +61,21 @@ class Journal:
         self.plan = plan
         self.events: list[Event] = []
         self.holders: dict[int, int] = {}
+        self.kept = 0
+        self._step = 0
+        self._why = ""
+        self._stall_ns = 0
 
     def write(self, hook: int, what: str, storage: int) -> None:
         """Write down what has happened."""
         self.events.append(Event(hook, what, storage))
+        self.kept += what == "kept"
 
-    def report(self, step: int, mode: str, why: str, stall_ns: int) -> StepReport:
+    def end(self, step: int, why: str, stall_ns: int) -> None:
+        """End it: *why* everything was kept from some hook on, "" if it was not."""
+        self._step, self._why, self._stall_ns = step, why, stall_ns
+
+    def report(self) -> StepReport:
         """Return what the step did beside what it was to do."""
         facts = self.plan.trace.facts
         planned: dict[int, list[str]] = {}
@@ -84,16 +93,16 @@ class Journal:
             for kinds in (("copy",), ("fetch", "late"), ("there",))
         ]
         return StepReport(
-            step=step,
-            mode=mode,
-            why=why,
+            step=self._step,
+            mode="kept" if self._why else "executed",
+            why=self._why,
             planned={what.value: n for what, n in self.plan.planned.items() if n},
             done=counts,
             copied_out_nbytes=out,
             copied_in_nbytes=back,
             late_fetches=counts.get("late", 0),
             not_freed_nbytes=stuck,
-            stall_ns=stall_ns,
+            stall_ns=self._stall_ns,
             storages=[
                 StorageReport(
                     name=facts.names[s],

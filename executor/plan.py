@@ -5,6 +5,7 @@ knows at which place each of them did: so every instruction at a place becomes a
 there. What the program frees itself, and what goes with autograd's graph, needs no action.
 """
 
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from enum import Enum
@@ -53,6 +54,17 @@ class Saved(NamedTuple):
     held: bool
 
 
+class Hook(NamedTuple):
+    """One hook that is expected, as it is compared: n for the pack of save n, with its look and the
+    storage that is moved or held (-1: none), or ~n for its unpack; and what is due."""
+
+    code: int
+    dtype: torch.dtype | None
+    shape: Sequence[int]
+    storage: int
+    due: tuple[Action, ...]
+
+
 class Plan:
     """What a step does by a schedule. *sequence* are the hooks in order: n for the pack of save n,
     ~n for an unpack; *due* are the actions of each, and *at_end* those of the step's end.
@@ -91,6 +103,14 @@ class Plan:
             else Saved(view.dtype, view.shape, view, -1, 0, False)
             for view, s in zip(recorded.views, recorded.storages, strict=True)
         ]
+
+        self.hooks: Final = [
+            Hook(code, *self.saved[code][:2], self.saved[code].storage, due)
+            if code >= 0
+            else Hook(code, None, (), -1, due)
+            for code, due in zip(self.sequence, self.due, strict=True)
+        ]
+        self.hooks.append(Hook(-sys.maxsize, None, (), -1, ()))  # none is expected after the last
 
     @property
     def look(self) -> Look:
