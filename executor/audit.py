@@ -13,6 +13,7 @@ import torch
 from ..schedules import Copy, Discard, Fetch, Free, Ledger, Run
 from .backend import Backend
 from .entries import Entry, Where
+from .holders import held_by
 from .hooks import ExecutedStep, Handle
 from .log import Log
 from .meter import requested
@@ -73,12 +74,20 @@ class AuditedStep(ExecutedStep):
 
     def _do(self, action: Action) -> None:
         super()._do(action)
-        found = self._entries.get(action.storage)
-        self._see(None if found is None else found())
+        for s in action.storages:
+            self._see(self._there(s))
 
     def _bring(self, entry: Entry) -> None:
         super()._bring(entry)
         self._see(entry)
+
+    def _look(self, s: int) -> None:
+        watch = self._leaving.get(s)
+        storage = None if watch is None else watch()
+        if storage is not None:
+            self.journal.held_by[s] = held_by(storage)
+        del storage
+        super()._look(s)
 
     def _see(self, entry: Entry | None) -> None:
         if entry is not None and entry.where is Where.BACK:

@@ -25,26 +25,30 @@ class Backend(ABC):
         self.nothing = torch.empty(0, device=device)
 
     @abstractmethod
+    def begin(self) -> None:
+        """A step begins: what is computed from here on is what copies wait for."""
+
+    @abstractmethod
     def memory(self, tier: str, nbytes: int) -> torch.Tensor:
         """Return new memory in a tier, as bytes. Raises RuntimeError if the tier has no more."""
 
     @abstractmethod
     def copy_out(
-        self, source: torch.Tensor, block: torch.Tensor, tier: str, after: Sequence[Ticket]
+        self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tier: str, after: Sequence[Ticket]
     ) -> Ticket:
-        """Start copying bytes from the device into a tier's block.
+        """Start copying bytes from the device into blocks of a tier: pairs of source and block.
 
-        The copy begins when what was computed so far is there and the copies *after* have ended.
-        The source must stay until somebody has waited for the ticket.
+        The copies begin when what was computed so far is there and the copies *after* have ended.
+        The sources must stay until somebody has waited for the ticket, which is of all of them.
         """
 
     @abstractmethod
     def fetch(
-        self, block: torch.Tensor, tier: str, after: Sequence[Ticket]
-    ) -> tuple[torch.Tensor, Ticket]:
-        """Allocate on the device and start copying a tier's block there; return the bytes.
+        self, blocks: Sequence[torch.Tensor], tier: str, after: Sequence[Ticket]
+    ) -> tuple[list[torch.Tensor], Ticket]:
+        """Allocate on the device and start copying blocks of a tier there; return the bytes.
 
-        The bytes must stay until somebody has waited for the ticket.
+        The bytes must stay until somebody has waited for the ticket, which is of all of them.
         """
 
     @abstractmethod

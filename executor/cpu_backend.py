@@ -19,37 +19,44 @@ POISON: Final = 0xFF
 
 
 class Emulated:
-    """A copy under way: bytes move when it *ends*, and not before."""
+    """Copies under way: bytes move when they *end*, and not before."""
 
-    __slots__ = ("_after", "_block", "_device", "_out", "ended")
+    __slots__ = ("_after", "_moves", "_out", "ended")
 
     def __init__(
-        self, device: torch.UntypedStorage, block: torch.Tensor, out: bool, after: Sequence[Ticket]
+        self,
+        moves: Sequence[tuple[torch.UntypedStorage, torch.Tensor]],
+        out: bool,
+        after: Sequence[Ticket],
     ) -> None:
-        self._device: weakref.ref[torch.UntypedStorage] = weakref.ref(device)
-        self._block: torch.Tensor | None = block
+        self._moves = [(weakref.ref(storage), block) for storage, block in moves]
         self._out = out
         self._after = tuple(after)
         self.ended = False
 
+    @property
+    def lost(self) -> int:
+        """How many copies back would end in bytes that were given up."""
+        return sum(not self._out and storage() is None for storage, _ in self._moves)
+
     def end(self) -> None:
-        """Let the copy end: what comes before it on its way ends first."""
+        """Let the copies end: what comes before them on their way ends first."""
         if self.ended:
             return
         self.ended = True
         for ticket in self._after:
             ticket.end()
-        block, storage = self._block, self._device()
-        assert block is not None
-        # As a copy engine does: no operator runs, whoever looks on.
-        if storage is None:  # given up without a fence: somebody else's bytes are there by now
-            if self._out:
-                ctypes.memset(block.data_ptr(), POISON, block.numel())
-        elif self._out:
-            ctypes.memmove(block.data_ptr(), storage.data_ptr(), block.numel())
-        else:
-            ctypes.memmove(storage.data_ptr(), block.data_ptr(), block.numel())
-        self._block, self._after = None, ()
+        for watch, block in self._moves:
+            storage = watch()
+            # As a copy engine does: no operator runs, whoever looks on.
+            if storage is None:  # given up without a fence: somebody else's bytes are there by now
+                if self._out:
+                    ctypes.memset(block.data_ptr(), POISON, block.numel())
+            elif self._out:
+                ctypes.memmove(block.data_ptr(), storage.data_ptr(), block.numel())
+            else:
+                ctypes.memmove(storage.data_ptr(), block.data_ptr(), block.numel())
+        self._moves, self._after = [], ()
 
 
 class EmulatedBackend(Backend):
@@ -59,31 +66,32 @@ class EmulatedBackend(Backend):
     def __init__(self, tiers: Sequence[str] = ("host", "peer")) -> None:
         super().__init__(torch.device("cpu"), tiers)
         self.lost = 0
-        self._under_way: list[tuple[Emulated, weakref.ref[torch.UntypedStorage] | None]] = []
+        self._under_way: list[Emulated] = []
+
+    def begin(self) -> None:
+        """Nothing to do: there is one way to compute."""
 
     def memory(self, tier: str, nbytes: int) -> torch.Tensor:
         """Return memory of the CPU, poisoned."""
         return torch.full((nbytes,), POISON, dtype=torch.uint8)
 
     def copy_out(
-        self, source: torch.Tensor, block: torch.Tensor, tier: str, after: Sequence[Ticket]
+        self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tier: str, after: Sequence[Ticket]
     ) -> Emulated:
-        """Start a copy out; the block's bytes are gone from here on."""
+        """Start copies out; the blocks' bytes are gone from here on."""
         for ticket in after:
             ticket.end()
-        block.fill_(POISON)
-        ticket = Emulated(source.untyped_storage(), block, True, ())
-        self._begin(ticket, None)
-        return ticket
+        for _, block in pairs:
+            block.fill_(POISON)
+        return self._begin([(source.untyped_storage(), block) for source, block in pairs], True, ())
 
     def fetch(
-        self, block: torch.Tensor, tier: str, after: Sequence[Ticket]
-    ) -> tuple[torch.Tensor, Emulated]:
-        """Start a copy back into poisoned bytes."""
-        back = torch.full((block.numel(),), POISON, dtype=torch.uint8)
-        ticket = Emulated(back.untyped_storage(), block, False, after)
-        self._begin(ticket, weakref.ref(back.untyped_storage()))
-        return back, ticket
+        self, blocks: Sequence[torch.Tensor], tier: str, after: Sequence[Ticket]
+    ) -> tuple[list[torch.Tensor], Emulated]:
+        """Start copies back into poisoned bytes."""
+        back = [torch.full((block.numel(),), POISON, dtype=torch.uint8) for block in blocks]
+        moves = [(each.untyped_storage(), block) for each, block in zip(back, blocks, strict=True)]
+        return back, self._begin(moves, False, after)
 
     def wait(self, ticket: Emulated) -> None:
         """Let a copy end."""
@@ -99,11 +107,17 @@ class EmulatedBackend(Backend):
 
     def drain(self) -> None:
         """Let all copies end."""
-        for ticket, back in self._under_way:
-            self.lost += not ticket.ended and back is not None and back() is None
+        for ticket in self._under_way:
+            self.lost += ticket.lost
             ticket.end()
         self._under_way.clear()
 
-    def _begin(self, ticket: Emulated, back: weakref.ref[torch.UntypedStorage] | None) -> None:
-        self._under_way = [each for each in self._under_way if not each[0].ended]
-        self._under_way.append((ticket, back))
+    def _begin(
+        self,
+        moves: Sequence[tuple[torch.UntypedStorage, torch.Tensor]],
+        out: bool,
+        after: Sequence[Ticket],
+    ) -> Emulated:
+        self._under_way = [each for each in self._under_way if not each.ended]
+        self._under_way.append(Emulated(moves, out, after))
+        return self._under_way[-1]

@@ -15,7 +15,7 @@ from .backend import Backend, Ticket, host_nbytes
 class CudaBackend(Backend):
     """A GPU with pinned host memory, and another GPU's memory if *peer* names one.
 
-    The compute stream is the one that is current when the backend is made.
+    The compute stream is the one that is current when a step begins.
     """
 
     def __init__(self, device: torch.device, peer: torch.device | None = None) -> None:
@@ -26,6 +26,11 @@ class CudaBackend(Backend):
             self._out = {tier: torch.cuda.Stream() for tier in self.tiers}
             self._in = {tier: torch.cuda.Stream() for tier in self.tiers}
 
+    def begin(self) -> None:
+        """Take the stream that is current now for the one that computes."""
+        # Asked outside of all our contexts: inside one it would be a copy stream.
+        self._compute = torch.cuda.current_stream(self.device)
+
     def memory(self, tier: str, nbytes: int) -> torch.Tensor:
         """Return pinned memory of the host, or memory of the other GPU."""
         if tier == "peer":
@@ -33,23 +38,26 @@ class CudaBackend(Backend):
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
     def copy_out(
-        self, source: torch.Tensor, block: torch.Tensor, tier: str, after: Sequence[Ticket]
+        self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tier: str, after: Sequence[Ticket]
     ) -> torch.cuda.Event:
-        """Start a copy on the stream for copies out to that tier."""
+        """Start copies on the stream for copies out to that tier."""
         stream = self._out[tier]
         stream.wait_event(self._compute.record_event())
-        return self._copy(block, source, stream, after)
+        return _copy([(block, source) for source, block in pairs], stream, after)
 
     def fetch(
-        self, block: torch.Tensor, tier: str, after: Sequence[Ticket]
-    ) -> tuple[torch.Tensor, torch.cuda.Event]:
+        self, blocks: Sequence[torch.Tensor], tier: str, after: Sequence[Ticket]
+    ) -> tuple[list[torch.Tensor], torch.cuda.Event]:
         """Allocate for the compute stream, and copy on the stream for copies in from that tier."""
         with torch.cuda.stream(self._compute):
-            back = torch.empty(block.numel(), dtype=torch.uint8, device=self.device)
+            back = [
+                torch.empty(block.numel(), dtype=torch.uint8, device=self.device)
+                for block in blocks
+            ]
         stream = self._in[tier]
         # Whoever had these bytes before may still be computing with them: not before that is over.
         stream.wait_event(self._compute.record_event())
-        return back, self._copy(back, block, stream, after)
+        return back, _copy(list(zip(back, blocks, strict=True)), stream, after)
 
     def wait(self, ticket: torch.cuda.Event) -> None:
         """Let the compute stream wait for a copy's event."""
@@ -70,16 +78,17 @@ class CudaBackend(Backend):
         for stream in (*self._out.values(), *self._in.values(), self._compute):
             stream.synchronize()
 
-    @staticmethod
-    def _copy(
-        target: torch.Tensor,
-        source: torch.Tensor,
-        stream: torch.cuda.Stream,
-        after: Sequence[Ticket],
-    ) -> torch.cuda.Event:
-        for ticket in after:
-            stream.wait_event(ticket)
-        with torch.cuda.stream(stream):
+
+def _copy(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    stream: torch.cuda.Stream,
+    after: Sequence[Ticket],
+) -> torch.cuda.Event:
+    """Copy pairs of target and source on a stream, after other copies; return the event."""
+    for ticket in after:
+        stream.wait_event(ticket)
+    with torch.cuda.stream(stream):
+        for target, source in pairs:
             target.copy_(source, non_blocking=True)
-        event: torch.cuda.Event = stream.record_event()
-        return event
+    event: torch.cuda.Event = stream.record_event()
+    return event

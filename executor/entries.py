@@ -93,22 +93,29 @@ class Entry:
         assert storage is not None
         return storage
 
-    def copy(self, block: Block, tier: str) -> None:
-        """Start copying to a tier."""
+    def source(self) -> torch.Tensor:
+        """Return the bytes to copy."""
         self._arrive()
-        source = flat(self.storage, self._backend.device)
-        ticket = self._backend.copy_out(source, block.memory, tier, block.tickets)
+        return flat(self.storage, self._backend.device)
+
+    def sent(self, block: Block, tier: str, ticket: Ticket) -> None:
+        """Take a block that they are being copied to."""
         block.tickets = (ticket,)
         self.blocks[tier] = block
         self._copying.append(ticket)
+
+    def copy(self, block: Block, tier: str) -> None:
+        """Start copying to a tier."""
+        pair = self.source(), block.memory
+        self.sent(block, tier, self._backend.copy_out((pair,), tier, block.tickets))
 
     def send_again(self, tier: str) -> None:
         """Let a tier's copy be of what the original has now."""
         storage = self._original()
         block = self.blocks[tier]
         if storage is not None:
-            source = flat(storage, self._backend.device)
-            ticket = self._backend.copy_out(source, block.memory, tier, block.tickets)
+            pair = flat(storage, self._backend.device), block.memory
+            ticket = self._backend.copy_out((pair,), tier, block.tickets)
             block.tickets = (ticket,)
             self._backend.wait(ticket)
 
@@ -121,13 +128,18 @@ class Entry:
         self.where = Where.AWAY
         self.address = -1
 
+    def came(self, back: torch.Tensor, tier: str, ticket: Ticket) -> None:
+        """Take bytes that a tier's block is being copied to."""
+        block = self.blocks[tier]
+        block.tickets = (*block.tickets, ticket)
+        self._back, self._fetching = back, ticket
+        self.where = Where.BACK
+
     def fetch(self, tier: str) -> None:
         """Start copying back from a tier."""
         block = self.blocks[tier]
-        self._back, ticket = self._backend.fetch(block.memory, tier, block.tickets)
-        block.tickets = (*block.tickets, ticket)
-        self._fetching = ticket
-        self.where = Where.BACK
+        (back,), ticket = self._backend.fetch((block.memory,), tier, block.tickets)
+        self.came(back, tier, ticket)
 
     def reuse(self) -> bool:
         """Take the original for what is away, if somebody else has kept it; return whether."""

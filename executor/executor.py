@@ -120,6 +120,7 @@ class Executor:
         course = self._courses[key]
         course.prepare()
         self._inside = True
+        self.backend.begin()
         try:
             if course.kept:
                 yield

@@ -15,7 +15,7 @@ from .entries import Entry, Where
 from .journal import Journal
 from .plan import Action, Look, Plan, What
 from .private import address, holders, running_node, version_of
-from .slabs import Slabs
+from .slabs import Block, Slabs
 
 Handle = tuple[torch.Tensor, int, int, Entry | None]
 """What autograd holds in place of a tensor: one that shares its version counter, the version that
@@ -148,36 +148,67 @@ class ExecutedStep:
         return entry
 
     def _do(self, action: Action) -> None:
-        what, s, tier = action
+        what, storages, tier = action
+        if what is What.COPY:
+            self._copy(storages, tier)
+        elif what is What.FETCH:
+            self._fetch(storages, tier)
+        else:
+            for s in storages:
+                self._do_one(what, s, tier)
+
+    def _do_one(self, what: What, s: int, tier: str) -> None:
         if what is What.LOOK:
             self._look(s)
-            return
-        found = self._entries.get(s)
-        entry = None if found is None else found()
-        if what is What.RELEASE:
+        elif what is What.RELEASE:
             if self._held.pop(s, None) is not None:
                 self.journal.write(self._at, "release", s)
-        elif entry is None or entry.kept:
-            return  # the graph is gone, or it had to stay
-        elif what is What.COPY:
-            block = self._slabs[tier].take(entry.nbytes)
-            if block is None:
-                entry.kept = True
-                self.journal.write(self._at, "kept", s)
-            else:
-                entry.copy(block, tier)
-                self.journal.write(self._at, "copy", s)
+        elif (entry := self._there(s)) is None:
+            return
         elif what is What.DROP:
             if entry.where is Where.HERE:
                 self._leaving[s] = weakref.ref(entry.storage)
             entry.drop()
             self.journal.write(self._at, "drop", s)
-        elif what is What.FETCH:
-            if entry.where is Where.AWAY:
-                entry.fetch(tier)
-                self.journal.write(self._at, "fetch", s)
         elif what is What.DISCARD and entry.blocks.pop(tier, None) is not None:
             self.journal.write(self._at, "discard", s)
+
+    def _there(self, s: int) -> Entry | None:
+        """Return a storage's entry; None if the graph is gone, or if it had to stay."""
+        found = self._entries.get(s)
+        entry = None if found is None else found()
+        return None if entry is None or entry.kept else entry
+
+    def _copy(self, storages: Sequence[int], tier: str) -> None:
+        taken: list[tuple[Entry, Block]] = []
+        for s in storages:
+            entry = self._there(s)
+            if entry is None:
+                continue
+            block = self._slabs[tier].take(entry.nbytes)
+            if block is None:
+                entry.kept = True
+                self.journal.write(self._at, "kept", s)
+            else:
+                taken.append((entry, block))
+                self.journal.write(self._at, "copy", s)
+        if taken:
+            pairs = [(entry.source(), block.memory) for entry, block in taken]
+            after = [ticket for _, block in taken for ticket in block.tickets]
+            ticket = self._backend.copy_out(pairs, tier, after)
+            for entry, block in taken:
+                entry.sent(block, tier, ticket)
+
+    def _fetch(self, storages: Sequence[int], tier: str) -> None:
+        entries = [entry for entry in map(self._there, storages) if entry is not None]
+        entries = [entry for entry in entries if entry.where is Where.AWAY]
+        if entries:
+            blocks = [entry.blocks[tier] for entry in entries]
+            after = [ticket for block in blocks for ticket in block.tickets]
+            found, ticket = self._backend.fetch([block.memory for block in blocks], tier, after)
+            for entry, back in zip(entries, found, strict=True):
+                entry.came(back, tier, ticket)
+                self.journal.write(self._at, "fetch", entry.number)
 
     def _look(self, s: int) -> None:
         """See whether what was dropped is gone by now, and who has it if it is not."""

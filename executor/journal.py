@@ -22,7 +22,8 @@ class Event(NamedTuple):
 class StorageReport(Struct, frozen=True, kw_only=True):
     """What a schedule wanted for one storage, and what became of it.
 
-    *holders* tells how many others still had the bytes where they should have gone; 0 if they went.
+    *holders* tells how many others still had the bytes where they should have gone, 0 if they went;
+    and *held_by* who they were, if the step was audited.
     """
 
     name: str
@@ -32,6 +33,7 @@ class StorageReport(Struct, frozen=True, kw_only=True):
     copied: bool
     freed: bool
     holders: int
+    held_by: list[str] = []
 
 
 class StepReport(Struct, frozen=True, kw_only=True):
@@ -61,6 +63,7 @@ class Journal:
         self.plan = plan
         self.events: list[Event] = []
         self.holders: dict[int, int] = {}
+        self.held_by: dict[int, list[str]] = {}  # known only of audited steps
         self.kept = 0
         self._step = 0
         self._why = ""
@@ -82,7 +85,8 @@ class Journal:
         for actions in (*self.plan.due, self.plan.at_end):
             for action in actions:
                 if action.what is not What.LOOK:
-                    planned.setdefault(action.storage, []).append(action.what.value)
+                    for s in action.storages:
+                        planned.setdefault(s, []).append(action.what.value)
         done: dict[int, list[str]] = {}
         counts: dict[str, int] = {}
         for event in self.events:
@@ -112,6 +116,7 @@ class Journal:
                     copied="copy" in done.get(s, ()),
                     freed="gone" in done.get(s, ()),
                     holders=self.holders.get(s, 0),
+                    held_by=self.held_by.get(s, []),
                 )
                 for s, wanted in planned.items()
             ],

@@ -56,10 +56,10 @@ def _link(backend: Backend, tier: str) -> Link:
         source, part = there[:nbytes], block[:nbytes]
         backend.drain()
         begin = time.perf_counter_ns()
-        backend.copy_out(source.clone(), part, tier, ())
+        backend.copy_out([(source.clone(), part)], tier, ())
         backend.drain()
         middle = time.perf_counter_ns()
-        back = backend.fetch(part, tier, ())
+        back = backend.fetch([part], tier, ())
         backend.drain()
         times.setdefault(("out", nbytes), []).append(middle - begin)
         times.setdefault(("in", nbytes), []).append(time.perf_counter_ns() - middle)

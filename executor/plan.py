@@ -30,11 +30,16 @@ class What(Enum):
     RELEASE = "release"  # what was held for longer than autograd holds it
 
 
+SMALL_NBYTES: Final = 1 << 20
+"""What is smaller is copied together with what goes the same way at the same hook: a copy of
+64 KiB costs nearly as much as one of a megabyte, and each one's events as much again."""
+
+
 class Action(NamedTuple):
-    """One thing that is due."""
+    """One thing that is due, with one storage or with several small ones."""
 
     what: What
-    storage: int
+    storages: tuple[int, ...]
     tier: str = ""
 
 
@@ -95,7 +100,7 @@ class Plan:
             else:
                 self._first_unpack.setdefault(recorded.storages[~code], k)
         self._compile()
-        self.due.extend(tuple(self._actions.get(k, ())) for k in range(len(self.sequence)))
+        self.due.extend(self._together(self._actions.get(k, ())) for k in range(len(self.sequence)))
         nbytes = recorded.trace.facts.nbytes
         self.saved: Final = [
             Saved(view.dtype, view.shape, view, s, nbytes[s], s in self._held)
@@ -123,8 +128,25 @@ class Plan:
         found = dict.fromkeys(What, 0)
         for actions in (*self.due, self.at_end):
             for action in actions:
-                found[action.what] += 1
+                found[action.what] += len(action.storages)
         return found
+
+    def _together(self, actions: Sequence[Action]) -> tuple[Action, ...]:
+        """Join copies of small storages that go the same way, one after the other."""
+        nbytes = self.trace.facts.nbytes
+        joined: list[Action] = []
+        for action in actions:
+            last = joined[-1] if joined else None
+            if (
+                last is not None
+                and action.what in (What.COPY, What.FETCH)
+                and (last.what, last.tier) == (action.what, action.tier)
+                and all(nbytes[s] < SMALL_NBYTES for s in last.storages + action.storages)
+            ):
+                joined[-1] = Action(last.what, last.storages + action.storages, last.tier)
+            else:
+                joined.append(action)
+        return tuple(joined)
 
     def _compile(self) -> None:
         facts = self.trace.facts
@@ -145,16 +167,16 @@ class Plan:
                 continue  # the program's own free
             first, last = bisect_left(self._places, place), bisect_right(self._places, place) - 1
             if isinstance(step, Copy):
-                action = Action(What.COPY, s, step.tier)
+                action = Action(What.COPY, (s,), step.tier)
             elif isinstance(step, Fetch):
-                action = Action(What.FETCH, s, step.tier)
+                action = Action(What.FETCH, (s,), step.tier)
             elif isinstance(step, Discard):
-                action = Action(What.DISCARD, s, step.tier)
+                action = Action(What.DISCARD, (s,), step.tier)
             elif place < facts.absent_until[s]:
-                action = Action(What.DROP, s)
+                action = Action(What.DROP, (s,))
             elif place > facts.death[s] or place == end:
                 self._held.add(s)
-                action = Action(What.RELEASE, s)
+                action = Action(What.RELEASE, (s,))
             else:
                 continue  # it goes with the graph
             here = first <= last  # whether a hook fires at this place at all
@@ -178,7 +200,7 @@ class Plan:
             self._actions.setdefault(k, []).append(action)
             if action.what is What.DROP:
                 look = max(k + 1, bisect_right(self._places, self._places[k]))
-                gone = Action(What.LOOK, s)
+                gone = Action(What.LOOK, (s,))
                 if look < len(self._places):
                     self._actions.setdefault(look, []).insert(0, gone)
                 else:

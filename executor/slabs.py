@@ -1,8 +1,8 @@
 """A tier's memory: a few large slabs, out of which blocks are given; never more than a bound.
 
 Pinning memory takes half a second for each GiB, and torch's own pinned allocator rounds sizes up to
-powers of two and keeps them for ever. So there are slabs of our own, and free ranges in them that
-remember which copies still read or write there.
+powers of two and keeps them for ever. So there are slabs of our own, of such sizes, and free ranges
+in them that remember which copies still read or write there.
 """
 
 from typing import Final
@@ -88,9 +88,8 @@ class Slabs:
 
     def reserve(self, nbytes: int) -> None:
         """Have at least so many bytes in slabs, if the bound allows, before they are needed."""
-        missing = min(nbytes, self.bound_nbytes) - self.held_nbytes
-        if missing > 0:
-            self._grow(-(-missing // ALIGN) * ALIGN)
+        while self.held_nbytes < nbytes and self._grow(ALIGN):
+            pass
 
     def _smallest(self, need: int) -> _Range | None:
         fitting = [each for each in self._free if each.stop - each.start >= need]
@@ -98,9 +97,11 @@ class Slabs:
 
     def _grow(self, need: int) -> bool:
         """Add a slab with room for *need* bytes; return whether that was possible."""
-        left = (self.bound_nbytes - self.held_nbytes) // ALIGN * ALIGN
-        nbytes = min(max(need, self._slab_nbytes), left)
-        if nbytes < need:
+        nbytes = max(self._slab_nbytes, 1 << (need - 1).bit_length())
+        left = self.bound_nbytes - self.held_nbytes
+        while nbytes > left and nbytes // 2 >= need:
+            nbytes //= 2
+        if nbytes > left:
             return False
         try:
             slab = self._backend.memory(self._tier, nbytes)

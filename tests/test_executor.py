@@ -19,6 +19,9 @@ from superneurons.errors import (  # noqa: E402
     Unsupported,
 )
 from superneurons.executor import Executor  # noqa: E402
+from superneurons.executor.cpu_backend import EmulatedBackend  # noqa: E402
+from superneurons.executor.entries import Entry, View  # noqa: E402
+from superneurons.executor.slabs import Slabs  # noqa: E402
 from superneurons.schedules import Copy, Fetch, Free  # noqa: E402
 
 
@@ -105,6 +108,44 @@ def test_what_is_executed_is_the_schedule():
     frees = [i.storage for i in plan.schedule.instructions if isinstance(i, Free)]
     twice = {names[s] for s in frees if moved[s] and frees.count(s) > 1}
     assert {s.name for s in runs.report.storages if s.freed} == twice
+
+
+def test_what_is_not_freed_is_told_with_who_holds_it():
+    model = deep(8, 3)
+    model.feature = None
+    keep = []
+
+    def catch(module, inputs, output):
+        if keep:
+            model.feature = output
+
+    model[1].register_forward_hook(catch)
+    runs = executor(Everything())
+    for i in range(4):
+        if i == 3:
+            keep.append(True)
+            runs.audit = True
+        with runs.step():
+            model(torch.ones(2, 8)).sum().backward()
+    (stuck,) = [each for each in runs.report.storages if "there" in each.done]
+    assert (stuck.nbytes, stuck.copied, stuck.freed, stuck.holders) == (64, True, False, 1)
+    assert runs.report.not_freed_nbytes == 64
+    assert any("'feature', attribute of a Sequential" in each for each in stuck.held_by)
+    assert runs.differences  # and the bytes show it
+
+
+def test_small_storages_that_leave_together_are_copied_together():
+    def build():
+        models = [deep(6, 2) for _ in range(3)]
+        x = torch.linspace(0, 1, 12).view(2, 6)
+        together = nn.ModuleList(models)
+        return training(together, lambda: sum(model(x).sin().sum() for model in models))
+
+    runs = executor("liveness+offload:release=3,lookahead=9,kinds=matmul/activation/elementwise")
+    assert different(plain(build, 4), trained(build, runs, 4)) == []
+    sizes = [len(action.storages) for due in runs.plans[0].due for action in due]
+    assert max(sizes) > 1
+    assert runs.differences == []
 
 
 def test_nothing_is_kept_when_safe():
@@ -403,6 +444,77 @@ def test_hooks_of_the_users_own_win():
     assert runs.report.done["copy"] > 2
 
 
+# -- the tests can fail ----------------------------------------------------------------------------
+
+
+def spoiled(monkeypatch, name, change):
+    """Return what comes out wrong if a part of an entry is changed."""
+    runs = executor(Everything())
+    torch.manual_seed(0)
+    step = PROGRAMS["residual"]()
+    for _ in range(2):
+        with runs.step():
+            step()
+    monkeypatch.setattr(Entry, name, change)
+    with runs.step():
+        step()
+    runs.backend.drain()
+    return different(plain(PROGRAMS["residual"], 3), state(step)), runs.backend.lost
+
+
+def test_without_the_fence_before_the_drop_gradients_are_wrong(monkeypatch):
+    def no_fence(self):
+        self._copying.clear()
+
+    wrong, _ = spoiled(monkeypatch, "_fence", no_fence)
+    assert any(name.endswith("grad") for name in wrong)
+
+
+def test_without_waiting_for_a_fetch_gradients_are_wrong(monkeypatch):
+    wrong, _ = spoiled(monkeypatch, "_arrive", lambda self: None)
+    assert any(name.endswith("grad") for name in wrong)
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_an_entry_that_goes_waits_for_its_fetch(guarded, monkeypatch):
+    if not guarded:
+        monkeypatch.setattr(Entry, "__del__", lambda self: None)
+    backend = EmulatedBackend()
+    slabs = Slabs(backend, "host", 1 << 12, 1 << 12)
+    storage = torch.ones(64).untyped_storage()
+    entry = Entry(backend, 0, storage, 0, 0)
+    entry.copy(slabs.take(256), "host")
+    entry.drop()
+    entry.fetch("host")
+    del entry
+    backend.drain()
+    assert backend.lost == (0 if guarded else 1)
+
+
+def test_a_block_that_is_taken_before_its_copy_ended_is_noticed(monkeypatch):
+    monkeypatch.setattr(Slabs, "_busy", lambda self, tickets: ())
+    backend = EmulatedBackend()
+    slabs = Slabs(backend, "host", 1 << 12, 1 << 12)
+
+    def entry(value):
+        storage = torch.full((64,), value).untyped_storage()
+        return Entry(backend, 0, storage, 0, 0), storage
+
+    first, there = entry(1.0)
+    first.copy(slabs.take(256), "host")
+    first.drop()
+    del there
+    first.fetch("host")
+    first.blocks.clear()  # discarded, with the fetch under way
+    second, kept = entry(2.0)
+    second.copy(slabs.take(256), "host")
+    alias = torch.empty(0)
+    first.show(alias, View(torch.float32, (64,), (1,), 0))
+    del kept
+    assert not torch.equal(alias, torch.ones(64))
+    monkeypatch.undo()
+
+
 # -- no room ---------------------------------------------------------------------------------------
 
 
@@ -449,8 +561,6 @@ def test_recomputation_is_refused_before_anything_runs(policy):
 
 
 def test_a_tier_that_the_device_does_not_have_is_refused():
-    from superneurons.executor.cpu_backend import EmulatedBackend
-
     loop = Loop(executor(Everything(tier="peer"), backend=EmulatedBackend(("host",))))
     loop(4)
     loop(4)
