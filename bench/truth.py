@@ -2,17 +2,19 @@
 
     python bench/truth.py recordings/ [MODEL ...] >> truth.jsonl
 
-For each model, at the batch of the zoo and at half of it: requested bytes at every place where a
-saved-tensor hook fires in a run of its own, peaks, reserved bytes and step times, beside those of
-the trace under `liveness`. One line of JSON each.
+For each model one line of JSON at the batch of the zoo and one at half of it: requested bytes at
+every place where a saved-tensor hook fires in a run of its own, peaks, reserved bytes and step
+times, beside those of the trace under `liveness`. A third line has the time of half the batch,
+not recorded, beside what the recording's times make of it. Each line comes from a process of its
+own: what a profiler leaves behind makes every later launch slower.
 """
 
-import gc
 import json
+import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -25,77 +27,124 @@ from superneurons.machines import find_machine
 from superneurons.policies import decide, find_policy
 from superneurons.schedules import Free, Run
 from superneurons.sim import carry_times, play
-from superneurons.traces import Trace, write_trace
+from superneurons.traces import Trace, read_trace, write_trace
 
-MODELS = {
-    "resnet50": (zoo.resnet50, 128),
-    "gpt": (zoo.gpt, 8),
-    "bert": (zoo.bert, 32),
-    "vit": (zoo.vit, 64),
-    "convnext": (zoo.convnext, 64),
-    "unet": (zoo.unet, 8),
-    "densenet121": (zoo.densenet121, 64),
-    "lstm": (zoo.lstm, 64),
-    "small_cnn": (zoo.small_cnn, 4),
+BATCHES = {
+    "resnet50": 128,
+    "gpt": 8,
+    "bert": 32,
+    "vit": 64,
+    "convnext": 64,
+    "unet": 8,
+    "densenet121": 64,
+    "lstm": 64,
+    "small_cnn": 4,
 }
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    folder.mkdir(exist_ok=True)
-    for name in sys.argv[2:] or MODELS:
-        maker, batch = MODELS[name]
-        measured: dict[int, Trace] = {}
-        for size in (batch, batch // 2):
-            line: dict[str, Any] = {"model": name, "batch": size}
-            step = None
-            try:
-                with torch.device("cuda"):
-                    step = maker(batch=size)
-                measured[size], found = truth(step, f"{name}-b{size}", folder)
-                line |= found
-                if size != batch and batch in measured:
-                    line["carried_step_ns"] = carried(measured[batch], measured[size])
-            except Exception as error:  # one model must not cost the others
-                traceback.print_exc()
-                line["error"] = str(error)
-            print(json.dumps(line), flush=True)
-            del step
-            gc.collect()  # a model and its recorder hold one another
-            torch.cuda.empty_cache()
+    folder, *rest = sys.argv[1:]
+    Path(folder).mkdir(exist_ok=True)
+    if rest and rest[0] in COMMANDS:
+        command, name, batch = rest
+        line = {"model": name, "batch": int(batch)}
+        line |= COMMANDS[command](name, int(batch), Path(folder))
+        print(json.dumps(line), flush=True)
+        return
+    for name in rest or BATCHES:
+        batch = BATCHES[name]
+        for command, size in (("record", batch), ("record", batch // 2), ("carry", batch)):
+            call = [sys.executable, __file__, folder, command, name, str(size)]
+            subprocess.run(call, check=False)  # one model must not cost the others
 
 
-def truth(step: Any, name: str, folder: Path) -> tuple[Trace, dict[str, Any]]:
-    torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
+def make(name: str, batch: int) -> Any:
+    with torch.device("cuda"):
+        return getattr(zoo, name)(batch=batch)
+
+
+def trace_name(name: str, batch: int) -> str:
+    return f"{name.replace('_', '-')}-b{batch}"
+
+
+def carry(name: str, batch: int, folder: Path) -> dict[str, Any]:
+    """Time a step of both batches, record the larger, and carry its times over to the other."""
+    half = batch // 2
+    small, large = make(name, half), make(name, batch)
+    plain = {half: usual_ns(small), batch: usual_ns(large)}
+    del small
     recorder = Recorder(name)
     while not recorder.done:
         with recorder.step():
+            large()
+    trace = recorder.trace()
+    carried = carry_times(trace, read_trace(folder / f"{trace_name(name, half)}.json.gz"), H200)
+    return {
+        "plain_step_ns": plain[batch],
+        "simulated_step_ns": simulated(trace).step_time_ns,
+        "half_plain_step_ns": plain[half],
+        "half_carried_step_ns": simulated(carried).step_time_ns,
+    }
+
+
+def usual_ns(step: Any) -> int:
+    """Return the median time of a step, from an idle GPU to an idle GPU, once it has settled."""
+    times: list[int] = []
+    began = time.perf_counter_ns()
+    while time.perf_counter_ns() - began < 2_000_000_000 or len(times) < 10:
+        torch.cuda.synchronize()
+        begin = time.perf_counter_ns()
+        step()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter_ns() - begin)
+    return round(median(times[len(times) // 3 :]))
+
+
+H200 = find_machine("h200")
+
+
+def simulated(trace: Trace, machine: Any = H200) -> Any:
+    return play(trace, decide(find_policy("liveness"), trace, machine, None), machine)
+
+
+def record(name: str, batch: int, folder: Path) -> dict[str, Any]:
+    """Record a model and compare the trace with torch's own account."""
+    step = make(name, batch)
+    recorder = Recorder(trace_name(name, batch))
+    began = time.perf_counter()
+    steps = 0
+    while not recorder.done:
+        with recorder.step():
             step()
+        steps += 1
     trace = recorder.trace()
     recording_s = time.perf_counter() - began
-    write_trace(trace, folder / f"{name}.json.gz")
+    write_trace(trace, folder / f"{trace.name}.json.gz")
     places = debug_run(step, recorder)
     line: dict[str, Any] = {
         "ops": len(trace.operations),
+        "steps": steps,
         "recording_s": round(recording_s, 2),
-        "logged_step_s": recorder.logged_s,
+        "logged_step_s": round(recorder.logged_s, 4),
         "measured": msgspec.to_builtins(recorder.measured[-1]),
-        "step_ns": int(trace.notes["step_time_ns"]),
-        "host_ns": trace.notes["host_time_ns"],
-        "notes": {k: v for k, v in trace.notes.items() if "times" in k or "spread" in k},
+        "notes": trace.notes,
     }
     line |= compare_places(trace, places)
-    for allocator in ("exact", "caching"):
-        machine = find_machine(f"h200:allocator={allocator}")
-        report = play(trace, decide(find_policy("liveness"), trace, machine, None), machine)
+    for allocator in ("exact", torch_allocator()):
+        report = simulated(trace, find_machine(f"h200:allocator={allocator}"))
         line[allocator] = {
             "device_peak": report.device_peak_bytes,
             "allocated_peak": report.allocated_peak_bytes,
             "reserved_peak": report.reserved_peak_bytes,
             "step_ns": report.step_time_ns,
         }
-    return trace, line
+    return line
+
+
+def torch_allocator() -> str:
+    """Return which of our models stands for the allocator that this process runs with."""
+    segments = torch.cuda.memory_snapshot()
+    return "caching-expandable" if segments[0].get("is_expandable") else "caching"
 
 
 def debug_run(step: Any, recorder: Recorder) -> list[tuple[int, str, int]]:
@@ -161,14 +210,7 @@ def compare_places(trace: Trace, places: list[tuple[int, str, int]]) -> dict[str
     }
 
 
-def carried(measured: Trace, half: Trace) -> Any:
-    machine = find_machine("h200")
-    try:
-        trace = carry_times(measured, half, machine)
-    except Exception as error:
-        return str(error)
-    return play(trace, decide(find_policy("liveness"), trace, machine, None), machine).step_time_ns
-
+COMMANDS = {"record": record, "carry": carry}
 
 if __name__ == "__main__":
     main()

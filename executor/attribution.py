@@ -1,6 +1,7 @@
 """From timelines to times of operations: what each held the GPU, and what it took to launch."""
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
 from statistics import median
@@ -14,6 +15,11 @@ QUEUED_NS: Final = 4_000
 """An activity that was launched this long before the one ahead of it ended was waiting for it
 alone: what lies between the two is the GPU's, not the host's."""
 
+
+QUEUE_LENGTH: Final = 1_000
+"""With so many activities launched and not yet done the queue of launches is full, or nearly so (an
+H200's takes 1,022): a launch then waits for an activity to end. Another long launch is slow by
+itself."""
 
 GAP_NS: Final = 1_168
 """What lies between two activities that follow at once, where no two did: as on an H200."""
@@ -75,6 +81,7 @@ def attribute(
     totals = [sum(each) for each in sums]
     hosts, blocked = zip(*(_host_ns(step, owner, count) for step in steps), strict=True)
     host = [median(column) for column in zip(*hosts, strict=True)]
+    kernels = Counter(owner)
     waited = {
         phase: median(sum(ns for i, ns in each.items() if phases[i] == phase) for each in blocked)
         for phase in PHASES
@@ -84,6 +91,7 @@ def attribute(
         OperationTimes(
             device,
             [round(ns * scales[phases[i]]) for i, ns in enumerate(host)],
+            [kernels[i] for i in range(count)],
             waiting(marked, number_of),
         ),
         gap_ns,
@@ -161,12 +169,15 @@ def _host_ns(step: Timeline, owner: list[int], count: int) -> tuple[list[int], d
         return spent, blocked
     calls = sorted(a.launched_ns - a.launch_ns for a in step.activities)
     usual = calls[len(calls) // 10]  # when the queue of launches is full, most calls are blocked
+    ends = sorted(a.end_ns for a in step.activities)
     wait_starts = [wait.start_ns for wait in step.waits]
-    before = step.activities[0].launch_ns
+    # A profiler takes its time in the first launch that it sees: up to half a millisecond.
+    before = max(step.activities[0].launch_ns, step.activities[0].launched_ns - usual)
     for k, activity in enumerate(step.activities):
         ns = activity.launched_ns - before
-        long = activity.launched_ns - activity.launch_ns
-        full = long - usual if long > 4 * usual + 10_000 else 0  # the queue of launches was full
+        queued = k - bisect_right(ends, activity.launch_ns)
+        call_ns = activity.launched_ns - activity.launch_ns
+        full = max(0, call_ns - usual) if queued >= QUEUE_LENGTH else 0
         lost = full
         if full:
             blocked[owner[k]] = blocked.get(owner[k], 0) + full

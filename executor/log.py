@@ -20,7 +20,12 @@ from .tensors import each_of, extent, next_call, tensors_of
 
 
 class Meter(Protocol):
-    """Measures the bytes that an operation takes inside itself."""
+    """Measures the bytes that an operation takes inside itself.
+
+    *counted* is the number of allocations and frees there had been by the last look.
+    """
+
+    counted: int
 
     def before(self) -> None:
         """Begin: right before an operation runs."""
@@ -87,8 +92,10 @@ class Log:
         self.calls = next_call(self.calls, func, args, kwargs)
         touched: dict[int, int] = {}
         writes = self._arguments(logged, args, kwargs, touched)
+        counted = 0
         if self._meter is not None:
             self._meter.before()
+            counted = self._meter.counted
         result = func(*args, **kwargs)
         fresh_nbytes = self._results(logged, result, touched)
         logged.waits = bool(logged.reads) and (
@@ -98,6 +105,7 @@ class Log:
             return result  # a view, or nothing on this device
         if self._meter is not None:
             logged.inside_nbytes = self._meter.after(fresh_nbytes)
+            logged.counted = counted, self._meter.counted
         self._place_in_graph(logged)
         logged.random = draws(what, args, kwargs)
         logged.moved_nbytes += sum(touched.values())

@@ -26,12 +26,15 @@ class Logged:
     *dispatch* is its number among all that was dispatched, views included. *node* is the sequence
     number of its autograd node: the one it makes in forward, the one that runs it in backward.
     *call* tells one call of the program from another: one may run several operations. *result_in*
-    is the storage that a plain step would have put the result into.
+    is the storage that a plain step would have put the result into. *counted* are the numbers of
+    allocations and frees before and after it, and *allocations* their order, as in a trace.
     """
 
     __slots__ = (
+        "allocations",
         "backward_pass",
         "call",
+        "counted",
         "dispatch",
         "flops",
         "fresh",
@@ -66,6 +69,8 @@ class Logged:
         self.precision: Precision = "fp32"
         self.moved_nbytes = 0
         self.inside_nbytes = 0
+        self.counted = (0, 0)
+        self.allocations: tuple[int, ...] = ()
         self.result_in: Life | None = None
 
     @property

@@ -119,6 +119,23 @@ def backward_pass() -> int:
     return int(torch._C._current_graph_task_id())
 
 
+def memory_history_runs() -> bool:
+    """Return whether the CUDA allocator's events are being recorded."""
+    runs = getattr(torch._C, "_cuda_isHistoryEnabled", None)
+    return runs is not None and bool(runs())
+
+
+def record_memory_history(on: bool) -> None:
+    """Begin or end recording the CUDA allocator's events, without stacks."""
+    torch.cuda.memory._record_memory_history("all" if on else None, context=None)
+
+
+def memory_history(device: int) -> list[dict[str, Any]]:
+    """Return the recorded events of a CUDA device: action, addr and size, in order."""
+    found: list[dict[str, Any]] = torch.cuda.memory._snapshot(device)["device_traces"][device]
+    return found
+
+
 def is_view(tensor: torch.Tensor) -> bool:
     """Return whether autograd knows a tensor as a view: it then holds the one it is a view of."""
     return tensor._base is not None

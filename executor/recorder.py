@@ -9,8 +9,8 @@ which says whose kernel is whose; and a few profiled without, which give the ker
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Final
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Final
 
 import msgspec
 import torch
@@ -20,21 +20,19 @@ from ..traces import Trace
 from .assemble import assemble
 from .attribution import Attribution, attribute
 from .findings import Measured, doubts, findings, usual_phases
+from .history import History
 from .log import Log
-from .meter import CudaMeter, blocks
+from .meter import CudaMeter, blocks, counted
 from .modules import Modules
 from .names import known
 from .phases import Stopwatch
 from .private import Observer, compiled_frames, observed
 from .provenance import machine_of, provenance
 from .saves import COMPILED, RefuseCompiled, Saves
+from .stages import Stage, Stages
 from .step import Step, phases_of
 from .storages import resizing_refused
 from .timeline import Marks, Timeline, profiled
-
-WARMUP_STEPS: Final = 3
-TIMED_STEPS: Final = 7
-PROFILED_STEPS: Final = 5
 
 
 class Recorder:
@@ -75,11 +73,15 @@ class Recorder:
         self._marked: list[Timeline] = []
         self._plain: list[Timeline] = []
         self._step: Step | None = None
-        self._stages: list[Callable[[], Any]] = [self._warm] * (WARMUP_STEPS if cuda else 1)
-        self._stages += [self._timed] * (TIMED_STEPS if cuda else 0)
-        self._stages += [self._logged] * 2
-        if cuda:
-            self._stages += [self._marks, *[self._profiled] * PROFILED_STEPS]
+        self._stages: Final = Stages(cuda)
+        self._run: Final[dict[Stage, Callable[[], AbstractContextManager[None]]]] = {
+            "warm": self._warm,
+            "timed": self._timed,
+            "untouched": nullcontext,
+            "profiled": self._profiled,
+            "logged": self._logged,
+            "marked": self._marks,
+        }
         self._marked_calls = 0
         self._broken = False
         self.logged_s = 0.0
@@ -95,10 +97,12 @@ class Recorder:
         if not self._stages:
             yield
             return
-        stage = self._stages.pop(0)
+        stage = self._stages.take()
+        begin = time.perf_counter_ns()
         try:
-            with stage():
+            with self._run[stage]():
                 yield
+            self._stages.passed(stage, time.perf_counter_ns() - begin)
         except BaseException as error:
             self._broken = True
             self._stages.clear()
@@ -139,8 +143,7 @@ class Recorder:
 
     @contextmanager
     def _warm(self) -> Iterator[None]:
-        """Let lazy state appear. What it left in the allocator's cache goes back to the device, so
-        that reserved bytes are those of a step, not of the first one."""
+        """Let lazy state appear, and the GPU's clock and the host's caches settle."""
         before = compiled_frames()
         with self._modules, RefuseCompiled():
             yield
@@ -148,7 +151,6 @@ class Recorder:
             raise Unsupported(COMPILED)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            torch.cuda.empty_cache()
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -182,9 +184,10 @@ class Recorder:
         log.unreleased.clear()
         log.dispatched = log.calls = 0
         there = blocks(self.device) if self.device.type == "cuda" else {}
+        last = "logged" not in self._stages
+        history = History(self.device) if last and self.device.type == "cuda" else None
         gradients: dict[int, str] = {}
         saves = Saves(log)
-        begin = time.perf_counter()
         names = self._name_gradients(gradients)
         with ExitStack() as around:
             for each in (
@@ -195,13 +198,19 @@ class Recorder:
                 names,
             ):
                 around.enter_context(each)
+            if history is not None:
+                around.enter_context(history.recorded(counted(self.device)))
             around.enter_context(saves)
             around.enter_context(self._observing(log.observe))
+            begin = time.perf_counter()
             yield
-        self.logged_s = time.perf_counter() - begin
+            self.logged_s = time.perf_counter() - begin
         log.poll()
-        if self._logged not in self._stages:
+        if last:
             log.book.close()
+        if history is not None:
+            for op in log.operations[start:]:
+                history.settle(op)
         self._step = Step(
             start=start,
             first=first,

@@ -38,10 +38,12 @@ class Step(NamedTuple):
 
 
 class OperationTimes(NamedTuple):
-    """Device and host times in ns by operation, and the operations that the host waited for."""
+    """Device and host times in ns and the number of kernels by operation, and the operations that
+    the host waited for."""
 
     device_ns: list[int]
     host_ns: list[int]
+    launches: list[int]
     waits: frozenset[int] = frozenset()
 
 

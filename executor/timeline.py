@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from ..errors import InvalidInput
 from .private import Overload
 from .tensors import next_call
 
@@ -70,7 +71,11 @@ class Marks:
 
 @contextmanager
 def profiled(found: list[Timeline], device: int, *, host: bool) -> Iterator[None]:
-    """Append the timeline of what runs on a GPU in the block to *found*; with marks if *host*."""
+    """Append the timeline of what runs on a GPU in the block to *found*; with marks if *host*.
+
+    Raises InvalidInput if the profiler saw kernels but gave no time to any: torch 2.11 has done so.
+    """
+    torch.cuda.synchronize()  # what is still queued is another step's, and would hold this one up
     activities = [ProfilerActivity.CUDA, *([ProfilerActivity.CPU] if host else [])]
     with profile(activities=activities, acc_events=True) as profiler:
         yield
@@ -78,7 +83,13 @@ def profiled(found: list[Timeline], device: int, *, host: bool) -> Iterator[None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "step.json"
         profiler.export_chrome_trace(str(path))
-        found.append(read_timeline(json.loads(path.read_bytes()), device))
+        timeline = read_timeline(json.loads(path.read_bytes()), device)
+    if timeline.activities and not any(activity.ns for activity in timeline.activities):
+        raise InvalidInput(
+            f"the profiler saw {len(timeline.activities)} kernels and gave no time to any of them; "
+            "record in a process of its own, without another profiler"
+        )
+    found.append(timeline)
 
 
 def read_timeline(trace: dict[str, Any], device: int = 0) -> Timeline:

@@ -34,7 +34,9 @@ class Forecast:
         self, op: int, algorithm: int, needs: tuple[int, ...], rewrites: tuple[int, ...]
     ) -> None:
         timing = self._timing
-        self._launch_ns = now = self._launch_ns + timing.host_ns[op]
+        host_ns, count = timing.host_ns[op], timing.launches.get(op, 1)
+        now = self._launch_ns + host_ns // count
+        self._launch_ns += host_ns
         if now < self.now_ns:
             now = self.now_ns
         if self.fetched_ns:
@@ -43,7 +45,8 @@ class Forecast:
                     now = max(now, self.fetched_ns.pop(s))
         for s in rewrites:
             now = max(now, self.copied_ns.get(s, 0))
-        self.now_ns = now + (timing.run_ns(op, algorithm) if algorithm else timing.device_ns[op])
+        ns = timing.run_ns(op, algorithm) if algorithm else timing.device_ns[op]
+        self.now_ns = max(now + ns, self._launch_ns + ns // count)
 
     def copy(self, s: int, tier: str) -> None:
         """A copy to a tier is queued; it waits for a fetch in flight of what it sends."""

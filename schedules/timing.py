@@ -8,7 +8,7 @@ class Timing:
     """Integer nanoseconds for every operation of *trace* on *machine*.
 
     Measured times stand as they are; where there are none, the machine's roofline and launch cost
-    do. *device_ns* and *host_ns* are indexed by operation.
+    do. *device_ns* and *host_ns* are indexed by operation; *launches* has those of several kernels.
     """
 
     def __init__(self, trace: Trace, machine: Machine) -> None:
@@ -22,6 +22,7 @@ class Timing:
             for op in trace.operations
         ]
         self.host_ns = [launch if op.host_ns is None else op.host_ns for op in trace.operations]
+        self.launches = {i: op.launches for i, op in enumerate(trace.operations) if op.launches > 1}
 
     def run_ns(self, op: int, algorithm: int = 0) -> int:
         """Return the device time of an operation by the given algorithm."""

@@ -1,8 +1,7 @@
 """Allocators: what the device reserves for the bytes that a schedule asks for.
 
-Memory is decided by order, so an allocator sees the allocations and frees of a schedule in
-instruction order, without a clock. Whether a schedule fits is judged on what it reserves. One that
-asks the driver for every block counts its calls; what these take is the device's affair.
+Whether a schedule fits is judged on what its machine's allocator reserves. One that asks the driver
+for every block counts its calls; what these take is the device's affair.
 """
 
 from collections.abc import Callable
@@ -10,14 +9,9 @@ from functools import partial
 from typing import Final, Protocol
 
 from ..errors import UnknownName
-from ..schedules import Fetch, Free, Rerun, Run, Schedule
-from ..traces import Trace
 from .caching import CachingAllocator
-from .cudamalloc import CudaMalloc, DriverCalls
+from .cudamalloc import CudaMalloc
 from .pool import MemoryPool
-
-WORKSPACE: Final = -1
-"""The block of an operation's workspace and transients, there only while it runs."""
 
 
 class Allocator(Protocol):
@@ -86,37 +80,3 @@ def new_allocator(name: str, limit_nbytes: int | None = None) -> Allocator:
     if name not in ALLOCATORS:
         raise UnknownName(f"no allocator {name!r}; there are: {', '.join(sorted(ALLOCATORS))}")
     return ALLOCATORS[name](limit_nbytes)
-
-
-def occupy(trace: Trace, schedule: Schedule, allocator: Allocator) -> dict[int, DriverCalls]:
-    """Put the allocations and frees of a schedule to *allocator*, in instruction order.
-
-    Return the calls of the driver by their place in the list: `CudaMalloc` makes one for every
-    block. The other allocators hold on to their memory, and in step after step make none.
-    """
-    facts = trace.facts
-    nbytes, fresh, inside = facts.nbytes, facts.fresh, facts.inside_nbytes
-    allocate, free = allocator.allocate, allocator.free
-    for s, alive in enumerate(facts.alive_at_start):
-        if alive:
-            allocate(s, nbytes[s])
-    calls: dict[int, DriverCalls] = {}
-    driver = allocator if isinstance(allocator, CudaMalloc) else None
-    mallocs, frees = (driver.mallocs, driver.frees) if driver is not None else (0, 0)
-    for position, step in enumerate(schedule.instructions):
-        if type(step) is Run or type(step) is Rerun:
-            op = step.op
-            for s in fresh[op]:
-                allocate(s, nbytes[s])
-            taken = facts.inside(op, step.algorithm) if step.algorithm else inside[op]
-            if taken:
-                allocate(WORKSPACE, taken)
-                free(WORKSPACE, taken)
-        elif type(step) is Free:
-            free(step.storage, nbytes[step.storage])
-        elif type(step) is Fetch:
-            allocate(step.storage, nbytes[step.storage])
-        if driver is not None and (driver.mallocs, driver.frees) != (mallocs, frees):
-            calls[position] = DriverCalls(driver.mallocs - mallocs, driver.frees - frees)
-            mallocs, frees = driver.mallocs, driver.frees
-    return calls

@@ -22,7 +22,9 @@ from .segments import (
 
 _ROUND: Final = GRAIN_NBYTES - 1
 _NO_LIMIT: Final = 1 << 62
-_MOST_RANGE_NBYTES: Final = 1 << 46  # of an expandable segment, on a device without a limit
+_RANGE_NBYTES: Final = 1 << 46
+"""The addresses of an expandable segment. Torch takes an eighth more than the device has memory;
+addresses cost nothing, and a range that is used up would only be followed by another."""
 
 
 class Addresses(Protocol):
@@ -92,9 +94,11 @@ class CachingAllocator:
     """PyTorch's caching allocator on one stream, with its default settings.
 
     *allocated* bytes are those of blocks in use, rounded; *reserved* bytes those of segments. With
-    *limit_nbytes* the device has no more than that: the allocator gives back what it can and tries
-    again (*retries*), and where that does not help (*failures*, the first of them *failed*) a real
-    one raises out-of-memory; this one goes on beyond the limit, so that it shows by how much.
+    *limit_nbytes* it may reserve no more than that, as by `set_per_process_memory_fraction`: it
+    gives back what it can and tries again (*retries*), and where that does not help (*failures*,
+    the first of them *failed*) a real one raises out-of-memory; this one goes on beyond the limit,
+    so that it shows by how much. The limit is compared with the segment that a request would get;
+    an expandable one maps whole pages, which may end a little beyond it.
     """
 
     def __init__(
@@ -179,11 +183,11 @@ class CachingAllocator:
         return found
 
     def _try(self, pool: Pool, nbytes: int) -> Block | None:
-        if self._expandable:
-            return self._expand(pool, nbytes)
         size = segment_nbytes(nbytes)
         if self.reserved_nbytes + size > self._limit:
             return None
+        if self._expandable:
+            return self._expand(pool, nbytes)
         address = self._addresses.segment(size)
         if address is None:
             return None
@@ -205,9 +209,8 @@ class CachingAllocator:
         return at
 
     def _new_range(self, pool: Pool, least_nbytes: int) -> Block:
-        """Open a range of addresses an eighth larger than the device: some will lie idle."""
-        nbytes = min(self._limit + self._limit // 8, _MOST_RANGE_NBYTES)
-        nbytes = -(-max(nbytes, least_nbytes) // pool.page_nbytes) * pool.page_nbytes
+        """Open a range of addresses."""
+        nbytes = -(-max(_RANGE_NBYTES, least_nbytes) // pool.page_nbytes) * pool.page_nbytes
         address = self._addresses.range(nbytes)
         block = Block(address, nbytes, address)
         pool.add_unmapped(block)
@@ -216,8 +219,6 @@ class CachingAllocator:
     def _map(self, pool: Pool, block: Block, nbytes: int) -> bool:
         """Map the first pages of an unmapped block; what becomes of it is free."""
         nbytes = -(-nbytes // pool.page_nbytes) * pool.page_nbytes
-        if self.reserved_nbytes + nbytes > self._limit:
-            return False
         if not self._addresses.map(block.address, nbytes):
             return False
         self._reserve(nbytes)

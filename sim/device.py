@@ -6,7 +6,9 @@ SimPy's, so what it puts into a lane is never in that lane's past.
 
 Operations start when the host has launched them, when the operation before has ended, and when what
 they wait for is there. Only the last is a stall. Launches follow one another; the host waits only
-for an operation whose result it reads, and in a cudaFree for the whole device.
+for an operation whose result it reads, and in a cudaFree for the whole device. An operation of
+several kernels starts with the first, and does not end before the host has launched the last and
+that has run; all its kernels are taken as alike.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -97,6 +99,7 @@ class Device:
         )
         device_ns, host_ns = timing.device_ns, timing.host_ns
         flights, waits, calls = self._flights, facts.waits, self._calls
+        several = timing.launches
         malloc_ns, free_ns = timing.machine.malloc_ns, timing.machine.free_ns
         now = launched = busy = again = asking = 0
         for position, step in enumerate(instructions):
@@ -107,8 +110,10 @@ class Device:
             if type(step) is Run or type(step) is Rerun:
                 op = step.op
                 launched += host_ns[op]
-                if launched > now:
-                    now = launched
+                count = several.get(op, 1) if several else 1
+                ready = launched if count == 1 else launched - host_ns[op] + host_ns[op] // count
+                if ready > now:
+                    now = ready
                 if flights:
                     original = type(step) is Run
                     for s in needs[op] if original else reads[op]:
@@ -122,6 +127,8 @@ class Device:
                 before = now
                 now += ns
                 busy += ns
+                if count > 1 and now < launched + ns // count:
+                    now = launched + ns // count
                 if observer is not None:
                     observer.launched(op, launched - host_ns[op], launched)
                 if op in waits and type(step) is Run:

@@ -96,6 +96,7 @@ def _scaled(
                 op,
                 device_ns=_scaled_ns(source.device_ns or 0, factor),
                 host_ns=source.host_ns,
+                launches=source.launches,
                 algorithms=tuple(
                     msgspec.structs.replace(each, device_ns=_scaled_ns(each.device_ns, factor))
                     for each in op.algorithms

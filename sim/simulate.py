@@ -9,8 +9,9 @@ from ..policies import Decision, Policy, decide
 from ..reports import Report, StallReport
 from ..schedules import Copy, Ledger, Rerun, Run, Schedule, Timing, check
 from ..traces import Trace
-from .allocators import Allocator, new_allocator, occupy
+from .allocators import Allocator, new_allocator
 from .device import Device, Observer, Stall
+from .occupy import occupy
 
 
 def simulate(

@@ -43,8 +43,9 @@ def clock(trace: Trace, schedule: Schedule, machine: Machine) -> Times:
         wait = 0
         if isinstance(step, Run | Rerun):
             op = trace.operations[step.op]
+            begun, pieces = launched, max(op.launches, 1)
             launched += machine.launch_ns if op.host_ns is None else op.host_ns
-            now = max(now, launched)
+            now = max(now, begun + (launched - begun) // pieces)
             original = isinstance(step, Run)
             needs = facts.needs[step.op] if original else facts.reads[step.op]
             written = facts.overwrites[step.op] + (facts.updates[step.op] if original else ())
@@ -55,7 +56,7 @@ def clock(trace: Trace, schedule: Schedule, machine: Machine) -> Times:
                 ns = machine.roofline_ns(op.flops, op.moved_nbytes)
             else:
                 ns = op.device_ns
-            now += wait + ns
+            now = max(now + wait + ns, launched + ns // pieces)
             computed += ns
         elif isinstance(step, Copy | Fetch):
             tier = machine.tier(step.tier)

@@ -1,6 +1,7 @@
 """The paper's pool and plain cudaMalloc: each rule by hand, both against plain models, and what the
 calls of the driver do to the time of a step."""
 
+from importlib.resources import files
 from itertools import pairwise
 from random import Random
 
@@ -14,8 +15,8 @@ from superneurons.machines import find_machine
 from superneurons.policies import decide, find_policy
 from superneurons.schedules import Copy, Discard, Fetch, Free, Rerun, Run, Schedule
 from superneurons.sim import ExactBytes, play, simulate, simulate_schedule
-from superneurons.sim.allocators import occupy
 from superneurons.sim.cudamalloc import CudaMalloc
+from superneurons.sim.occupy import occupy
 from superneurons.sim.pool import MemoryPool, Node
 from superneurons.traces import Algorithm, Operation, Storage, Trace, find_trace, random_trace
 
@@ -349,8 +350,13 @@ def test_a_free_waits_for_copies_too_and_holds_up_what_the_host_does_next():
     assert [(stall.reason, stall.ns) for stall in report.stalls] == [("copy", 1_500)]
 
 
-def test_calls_take_no_time_on_a_machine_that_does_not_state_it():
-    machine = find_machine("h200:allocator=cudamalloc")
+def test_calls_take_no_time_on_a_machine_that_does_not_state_it(tmp_path):
+    stated = files("superneurons.machines").joinpath("h200.yaml").read_text().splitlines()
+    figures = [line for line in stated if "malloc_time" not in line and "free_time" not in line]
+    assert len(figures) == len(stated) - 2
+    path = tmp_path / "silent.yaml"
+    path.write_text("\n".join(figures))
+    machine = find_machine(f"{path}:allocator=cudamalloc")
     assert (machine.malloc_ns, machine.free_ns) == (0, 0)
     decision = decide(find_policy("liveness"), TWO, machine)
     report = play(TWO, decision, machine)
@@ -397,12 +403,15 @@ def clock(trace, schedule, machine):
         host += mallocs * malloc_ns
         if isinstance(step, Run | Rerun):
             op, original = trace.operations[step.op], isinstance(step, Run)
-            host += machine.launch_ns if op.host_ns is None else op.host_ns
-            now = max(now, host)
+            pieces = max(op.launches, 1)
+            host_ns = machine.launch_ns if op.host_ns is None else op.host_ns
+            now = max(now, host + host_ns // pieces)
+            host += host_ns
             written = facts.overwrites[step.op] + (facts.updates[step.op] if original else ())
             needed = facts.needs[step.op] if original else facts.reads[step.op]
             now = max(meet([Fetch], needed), meet([Copy], written))
-            now += op.algorithms[step.algorithm - 1].device_ns if step.algorithm else op.device_ns
+            ns = op.algorithms[step.algorithm - 1].device_ns if step.algorithm else op.device_ns
+            now = max(now + ns, host + ns // pieces)
             if original and op.waits:
                 host = now
         elif isinstance(step, Copy | Fetch):

@@ -17,14 +17,21 @@ torch = pytest.importorskip("torch")
 
 from superneurons import zoo  # noqa: E402
 from superneurons.errors import InvalidInput  # noqa: E402
-from superneurons.executor import Recorder, private, recorder, timeline  # noqa: E402
+from superneurons.executor import (  # noqa: E402
+    Recorder,
+    history,
+    private,
+    recorder,
+    stages,
+    timeline,
+)
 from superneurons.executor.assemble import replayed_peak_nbytes  # noqa: E402
 from superneurons.machines import find_machine  # noqa: E402
 from superneurons.policies import find_policy  # noqa: E402
 from superneurons.sim import simulate  # noqa: E402
 
 KERNEL_NS = 10_000
-STEPS = recorder.WARMUP_STEPS + recorder.TIMED_STEPS + 2 + 1 + recorder.PROFILED_STEPS
+STEPS = stages.WARMUP_STEPS + stages.TIMED_STEPS + 2 * stages.PROFILED_STEPS + 2 + 1
 
 
 class PlayedDevice:
@@ -100,10 +107,12 @@ def gpu(monkeypatch):
     said = SimpleNamespace(requested=0, blocks=[])
     peaks = ("requested_bytes.all.peak", "allocated_bytes.all.peak", "reserved_bytes.all.peak")
     properties = SimpleNamespace(name="NVIDIA H200", total_memory=141 * 10**9)
-    nothing = {"requested_bytes": {"all": {"current": 0, "peak": 0}}}
+    nothing = {
+        "requested_bytes": {"all": {"current": 0, "peak": 0}},
+        "allocation": {"all": {"allocated": 0, "freed": 0}},
+    }
     for name, function in {
         "synchronize": lambda device=None: None,
-        "empty_cache": lambda: None,
         "reset_peak_memory_stats": lambda device=None: None,
         "memory_stats": lambda device=None: dict.fromkeys(peaks, said.requested),
         "memory_stats_as_nested_dict": lambda device=None: nothing,
@@ -112,6 +121,8 @@ def gpu(monkeypatch):
         "get_allocator_backend": lambda: "native",
     }.items():
         monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(stages, "LEAST_NS", 0)
+    monkeypatch.setattr(history, "memory_history_runs", lambda: True)  # somebody else's
     device = PlayedDevice()
     monkeypatch.setattr(recorder, "_numbered", lambda _: device)
     monkeypatch.setattr(timeline, "profile", PlayedProfiler)
@@ -188,7 +199,7 @@ def test_a_step_that_does_other_things_when_it_is_profiled_is_refused(gpu):
         nonlocal count
         count += 1
         weight.grad = None
-        rows = 2 if count <= STEPS - recorder.PROFILED_STEPS - 1 else 4
+        rows = 2 if count <= STEPS - 2 * stages.PROFILED_STEPS - 1 else 4
         (torch.ones(rows, 4) @ weight).sum().backward()
 
     with pytest.raises(InvalidInput, match="of a step that repeats"):

@@ -29,8 +29,9 @@ BIG = find_machine("h200:device_memory=1TiB")
 class Recorder:
     """A process with an allocator that records what it does, as torch does it."""
 
-    def __init__(self, expandable=False, limit=None):
+    def __init__(self, expandable=False, limit=None, there=1 << 60):
         self.events = []
+        self.there = there  # what the device can put behind addresses
         self.expandable = expandable
         self._next = 1 << 40
         self._pools = {}  # of each segment, and of each range: small?
@@ -51,6 +52,8 @@ class Recorder:
         return address
 
     def map(self, address, nbytes):
+        if self.allocator.reserved_nbytes + nbytes > self.there:
+            return False
         self.record("segment_map", address, nbytes)
         return True
 
@@ -485,7 +488,7 @@ def test_failures_and_memory_given_back_are_counted(tmp_path):
 
 
 def test_a_request_that_runs_out_of_memory_between_two_mappings_is_replayed(tmp_path):
-    recorder = Recorder(expandable=True, limit=90 * MIB)
+    recorder = Recorder(expandable=True, there=90 * MIB)
     for block in "abcd":
         recorder.allocate(block, 20 * MIB)
     recorder.free("a")
@@ -641,6 +644,63 @@ def test_the_model_does_what_an_h200_did_block_by_block(name, reserved):
     assert found.allocated_peak_nbytes == 858_224_128
     trace = snapshot_trace(path)
     assert trace.facts.op_count == found.allocations
+
+
+@pytest.mark.parametrize(
+    ("name", "reserved", "releases"),
+    [
+        ("snapshot-h200-limited", 2_141_192_192, 7),
+        ("snapshot-h200-limited-expandable", 2_151_677_952, 8),
+    ],
+)
+def test_the_model_does_what_an_h200_did_when_it_ran_out_of_memory(name, reserved, releases):
+    """1,500 random allocations and frees where the process may have 2 GiB."""
+    path = DATA / f"{name}.pickle.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    found = replay(read_snapshot(path))
+    assert found.difference is None
+    assert found.allocations > 800
+    assert (found.failures, found.releases) == (4, releases)
+    assert found.reserved_peak_nbytes == reserved
+
+
+def limited(events, expandable):
+    """Return a model with a limit after *events*, and what it reserved beside what the log did."""
+    model = CachingAllocator(2 << 30, expandable=expandable)
+    reserved, both = 0, []
+    for event in events:
+        if event.action in ("segment_alloc", "segment_map"):
+            reserved += event.nbytes
+        elif event.action in ("segment_free", "segment_unmap"):
+            reserved -= event.nbytes
+        elif event.action == "alloc":
+            model.allocate(event.address, event.nbytes)
+            both.append((model.reserved_nbytes, reserved))
+        elif event.action == "free_completed":
+            model.free(event.address, event.nbytes)
+        elif event.action == "oom":
+            model.release_cached()  # before it fails; nobody gets that block
+    return model, both
+
+
+@pytest.mark.parametrize("name", ["snapshot-h200-limited", "snapshot-h200-limited-expandable"])
+def test_the_model_itself_runs_out_of_memory_where_an_h200_did(name):
+    """Here the model is not told when to give back: it has the limit, and no more."""
+    path = DATA / f"{name}.pickle.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    events, expandable = read_snapshot(path).events, name.endswith("expandable")
+    model, both = limited(events, expandable)
+    assert len(both) > 800
+    assert all(ours == theirs for ours, theirs in both)
+    assert (model.retries, model.failures) == (8 if expandable else 4, 0)
+    failed = [i for i, event in enumerate(events) if event.action == "oom"]
+    assert len(failed) == 4
+    for i in failed:
+        model, _ = limited(events[:i], expandable)
+        model.allocate(-1, events[i].nbytes)
+        assert model.failures == 1
 
 
 def test_a_snapshot_that_others_made_is_read():

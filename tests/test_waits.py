@@ -93,11 +93,14 @@ def longest(trace: Trace, schedule: Schedule, machine: Machine) -> Found:
         if isinstance(step, Run | Rerun):
             op = trace.operations[step.op]
             original = isinstance(step, Run)
-            host = event(Before(host, machine.launch_ns if op.host_ns is None else op.host_ns))
+            host_ns = machine.launch_ns if op.host_ns is None else op.host_ns
+            pieces = max(op.launches, 1)
+            first = event(Before(host, host_ns // pieces))
+            host = event(Before(host, host_ns))
             needs = facts.needs[step.op] if original else facts.reads[step.op]
             written = facts.overwrites[step.op] + (facts.updates[step.op] if original else ())
             late = landing((Fetch,), needs, everywhere) + landing((Copy,), written, everywhere)
-            ready = event(Before(compute, 0), Before(host, 0))
+            ready = event(Before(compute, 0), Before(first, 0))
             start = event(Before(ready, 0), *late)
             stalled += at[start] - at[ready]
             ns = op.device_ns
@@ -106,7 +109,7 @@ def longest(trace: Trace, schedule: Schedule, machine: Machine) -> Found:
             elif ns is None:
                 ns = machine.roofline_ns(op.flops, op.moved_nbytes, op.precision)
             computed += ns
-            compute = event(Before(start, ns))
+            compute = event(Before(start, ns), Before(host, ns // pieces))
             if op.waits and original:
                 host = event(Before(compute, 0))
         elif isinstance(step, Copy | Fetch):
@@ -143,6 +146,12 @@ def waiting(rng: Random, trace: Trace, share: float) -> Trace:
     operations = tuple(
         msgspec.structs.replace(op, waits=rng.random() < share) for op in trace.operations
     )
+    return msgspec.structs.replace(trace, operations=operations)
+
+
+def launching_once(trace: Trace) -> Trace:
+    """Return *trace* with operations of one kernel each."""
+    operations = tuple(msgspec.structs.replace(op, launches=1) for op in trace.operations)
     return msgspec.structs.replace(trace, operations=operations)
 
 
@@ -184,7 +193,7 @@ def test_simulated_times_of_steps_that_wait_are_those_of_the_longest_path():
 def test_if_the_host_waits_for_everything_launches_and_work_alternate():
     for seed in range(20):
         rng = Random(seed)
-        trace = waiting(rng, random_trace(rng, 12, "everywhere"), 1.0)
+        trace = launching_once(waiting(rng, random_trace(rng, 12, "everywhere"), 1.0))
         machine = find_machine("h200:launch_time=700ns")
         report = simulate(trace, find_policy("baseline"), machine)
         host = sum(700 if op.host_ns is None else op.host_ns for op in trace.operations)

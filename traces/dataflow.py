@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Never
 
 from ..errors import InvalidTrace
+from .allocations import fault_in_order
 from .model import Operation, Trace
 
 
@@ -106,6 +107,8 @@ class Dataflow:
             self.fresh.append(fresh)
             self.overwrites.append(in_place)
             self.updates.append(self._compile_updates(i, op) if op.updates else ())
+            if op.allocations:
+                self._prove_allocations(i, op, fresh)
             if (op.device_ns is not None) != measured or (roofline and not op.moved_nbytes):
                 self._prove_times(i, op)
         for s, version in enumerate(present):
@@ -147,6 +150,11 @@ class Dataflow:
         if times == "roofline" and not op.flops and op.kind != "empty":  # that only allocates
             what = f"{op.name!r} has neither flops nor moved_nbytes"
             fault(self.trace, where, f"{what}: a roofline makes no time of that")
+
+    def _prove_allocations(self, i: int, op: Operation, fresh: tuple[int, ...]) -> None:
+        wrong = fault_in_order(op, [self.trace.storages[s].nbytes for s in fresh])
+        if wrong is not None:
+            fault(self.trace, f"operations[{i}].allocations", f"{op.name!r} {wrong}")
 
     def _fault_name(self, i: int, op: Operation) -> Never:
         for field, names in (("reads", op.reads), ("writes", op.writes)):

@@ -83,7 +83,12 @@ class Operation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     machine's rates its flops run at: "tf32" and "half" (16 bits) are those of tensor cores.
 
     *device_ns* is None where no time was measured: the machine's roofline over *flops* and
-    *moved_nbytes* then gives it. *host_ns* None means the machine's launch cost.
+    *moved_nbytes* then gives it. *host_ns* None means the machine's launch cost. One that
+    *launches* several kernels begins with the first of them, before the host is through with it.
+
+    *allocations* tells in which order it asks for memory, where that is known: 0 stands for the
+    next of the storages that it makes, n for a temporary of n bytes, -k gives the k-th temporary
+    back. Without it, results come first and what is inside at once.
     """
 
     name: str
@@ -94,8 +99,10 @@ class Operation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     updates: tuple[str, ...] = ()
     device_ns: Natural | None = None
     host_ns: Natural | None = None
+    launches: Natural = 1
     workspace_nbytes: Natural = 0
     transient_nbytes: Natural = 0
+    allocations: tuple[int, ...] = ()
     flops: Natural = 0
     precision: Precision = "fp32"
     moved_nbytes: Natural = 0

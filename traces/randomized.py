@@ -217,6 +217,7 @@ class _Random:
                 updates=tuple(updates or ()),
                 device_ns=rng.randint(0, 2000),
                 host_ns=rng.randint(0, 200),
+                launches=rng.choice((0, 1, 1, 2, 7)),
                 workspace_nbytes=rng.choice((0, 0, 0, 8)),
                 transient_nbytes=rng.choice((0, 0, 0, 0, 5)),
                 algorithms=tuple(
