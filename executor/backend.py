@@ -17,16 +17,24 @@ Ticket = Any
 
 
 class Backend(ABC):
-    """A device with tiers beside it. *nothing* is an empty tensor there, *tiers* are names."""
+    """A device with tiers beside it. *nothing* is an empty tensor there, *tiers* are names.
+
+    While *timing* is set, fences are timed, which makes each a little slower.
+    """
 
     def __init__(self, device: torch.device, tiers: Sequence[str]) -> None:
         self.device = device
+        self.timing = False
         self.tiers = tuple(tiers)
         self.nothing = torch.empty(0, device=device)
 
     @abstractmethod
     def begin(self) -> None:
         """A step begins: what is computed from here on is what copies wait for."""
+
+    def computes_here(self) -> bool:
+        """Whether what is computed now is what copies wait for, and not beside it."""
+        return True
 
     @abstractmethod
     def memory(self, tier: str, nbytes: int) -> torch.Tensor:
@@ -68,7 +76,8 @@ class Backend(ABC):
         """Wait, with the host, until all copies have ended."""
 
     def waited_ns(self) -> int:
-        """Return what fences have cost since the last call; 0 where that is not measured."""
+        """Return what fences have cost since the last call, 0 where that is not measured; the host
+        waits for the last of them."""
         return 0
 
 

@@ -73,7 +73,7 @@ class EmulatedBackend(Backend):
 
     def memory(self, tier: str, nbytes: int) -> torch.Tensor:
         """Return memory of the CPU, poisoned."""
-        return torch.full((nbytes,), POISON, dtype=torch.uint8)
+        return torch.full((nbytes,), POISON, dtype=torch.uint8, device="cpu")
 
     def copy_out(
         self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tier: str, after: Sequence[Ticket]
@@ -89,7 +89,7 @@ class EmulatedBackend(Backend):
         self, blocks: Sequence[torch.Tensor], tier: str, after: Sequence[Ticket]
     ) -> tuple[list[torch.Tensor], Emulated]:
         """Start copies back into poisoned bytes."""
-        back = [torch.full((block.numel(),), POISON, dtype=torch.uint8) for block in blocks]
+        back = [self.memory(tier, block.numel()) for block in blocks]
         moves = [(each.untyped_storage(), block) for each, block in zip(back, blocks, strict=True)]
         return back, self._begin(moves, False, after)
 

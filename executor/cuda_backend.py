@@ -21,6 +21,7 @@ class CudaBackend(Backend):
     def __init__(self, device: torch.device, peer: torch.device | None = None) -> None:
         super().__init__(device, ("host",) if peer is None else ("host", "peer"))
         self._peer = peer
+        self._waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         with torch.cuda.device(device):
             self._compute = torch.cuda.current_stream()
             self._out = {tier: torch.cuda.Stream() for tier in self.tiers}
@@ -31,11 +32,15 @@ class CudaBackend(Backend):
         # Asked outside of all our contexts: inside one it would be a copy stream.
         self._compute = torch.cuda.current_stream(self.device)
 
+    def computes_here(self) -> bool:
+        """Whether the stream that is current now is that of the step."""
+        return bool(torch.cuda.current_stream(self.device) == self._compute)
+
     def memory(self, tier: str, nbytes: int) -> torch.Tensor:
         """Return pinned memory of the host, or memory of the other GPU."""
         if tier == "peer":
             return torch.empty(nbytes, dtype=torch.uint8, device=self._peer)
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def copy_out(
         self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tier: str, after: Sequence[Ticket]
@@ -61,7 +66,21 @@ class CudaBackend(Backend):
 
     def wait(self, ticket: torch.cuda.Event) -> None:
         """Let the compute stream wait for a copy's event."""
+        if not self.timing:
+            self._compute.wait_event(ticket)
+            return
+        around = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self._compute.record_event(around[0])
         self._compute.wait_event(ticket)
+        self._compute.record_event(around[1])
+        self._waits.append(around)
+
+    def waited_ns(self) -> int:
+        """Return how long the compute stream stood still for fences since the last call."""
+        waits, self._waits = self._waits, []
+        if waits:
+            waits[-1][1].synchronize()
+        return int(sum(begin.elapsed_time(end) for begin, end in waits) * 1e6)
 
     def ended(self, ticket: torch.cuda.Event) -> bool:
         """Whether a copy's event has been reached."""

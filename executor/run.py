@@ -53,6 +53,7 @@ def run_function(
         raise InvalidInput(f"{steps} steps are none; the first two record, so run at least 3")
     name, make = find_entry(text)
     runs = Executor(policy, budget, machine, host_memory=host_memory)
+    runs.backend.timing = True
     with runs.backend.device:
         step = make()
     reports, times = [], []

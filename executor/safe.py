@@ -54,6 +54,8 @@ class SafeSaves(Saves):
 
     def _pack(self, tensor: torch.Tensor) -> Any:
         log = self._log
+        if not self._backend.computes_here():
+            raise Unsupported(STREAMS)
         handle = super()._pack(tensor)
         number = len(self.views)
         self.fired.append(Fired(True, number, log.place()))
@@ -132,3 +134,8 @@ class SafeSaves(Saves):
 
 
 TIER: Final = "host"
+
+STREAMS: Final = (
+    "the step computes on a stream of its own beside the one it began on, where a copy could "
+    "overtake it; run the whole step on one stream"
+)

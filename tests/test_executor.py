@@ -616,6 +616,16 @@ def test_an_executor_that_is_let_go_of_goes():
     assert gone() is None
 
 
+def test_a_step_that_computes_on_streams_of_its_own_is_refused():
+    class Beside(EmulatedBackend):
+        def computes_here(self):
+            return False
+
+    loop = Loop(executor(Everything(), backend=Beside()))
+    with pytest.raises(Unsupported, match="on one stream"):
+        loop(4)
+
+
 def test_cross_entropy_under_autocast():
     def build():
         model = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 5))
