@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -250,11 +251,7 @@ def record(function: str, output: str, name: str | None, guess: bool) -> None:
     from .notation import format_bytes
     from .traces import write_trace
 
-    if importlib.util.find_spec("torch") is None:
-        raise MissingExtra(
-            "recording needs PyTorch: pip install 'superneurons[torch]', or a build of it from "
-            "pytorch.org"
-        )
+    _require_torch("recording")
     from .executor import record_function
 
     trace, estimated = record_function(function, name, guess=guess)
@@ -269,6 +266,57 @@ def record(function: str, output: str, name: str | None, guess: bool) -> None:
         click.echo(f"Take care: {trace.notes['caveat']}.")
     if estimated:
         click.echo("An estimate: no GPU was asked, so times and workspaces are not measured.")
+
+
+@main.command()
+@click.argument("function", metavar="MODULE:FUNCTION")
+@click.option("--policy", required=True, help="One policy: liveness+offload:lookahead=3")
+@click.option("--budget", help="Bound the device memory: 12GiB")
+@click.option("--machine", help="A name or file; without one the links are measured.")
+@click.option("--host-memory", help="Bound the host memory that is taken: 64GiB")
+@click.option("--steps", default=5, show_default=True, help="Two are recorded, the rest executed.")
+@click.option("--log", type=click.Path(dir_okay=False), help="Append the run as a line of JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything, as an object.")
+def run(
+    function: str,
+    policy: str,
+    budget: str | None,
+    machine: str | None,
+    host_memory: str | None,
+    steps: int,
+    log: str | None,
+    as_json: bool,
+) -> None:
+    """Train by a policy's schedule: MODULE:FUNCTION or FILE.py:FUNCTION, as `record` takes it."""
+    _require_torch("running")
+    from .executor import StepReport, append_line, run_function
+    from .notation import format_bytes, format_ns
+
+    logging.getLogger("superneurons").addHandler(logging.NullHandler())  # notices are printed
+
+    def tell(step: StepReport, took_ns: int) -> None:
+        why = f" ({step.why})" if step.why else ""
+        moved = f"{step.copied_out_nbytes} bytes out, {step.copied_in_nbytes} back"
+        late = f", {step.late_fetches} late" if step.late_fetches else ""
+        click.echo(f"step {step.step}: {step.mode}{why}, {format_ns(took_ns)}; {moved}{late}")
+
+    report = run_function(
+        function, policy, budget, machine, steps, host_memory, None if as_json else tell
+    )
+    if log:
+        append_line(report, log)
+    if as_json:
+        _print_json(report)
+        return
+    for notice in report.notices:
+        click.echo(notice)
+    predicted, found = report.predicted_peak_bytes, report.measured_peak_bytes
+    if predicted is not None:
+        measured = "not measured here" if found is None else f"measured {format_bytes(found)}"
+        click.echo(
+            f"{report.model} under {report.policy}: peak {format_bytes(predicted)} predicted, "
+            f"{measured}"
+        )
 
 
 @main.command()
@@ -307,6 +355,14 @@ def machines(name: str | None) -> None:
     click.echo(f"{machine.name}: {machine.description}\n")
     for key, source in machine.sources.items():
         click.echo(f"{key} = {machine.written[key]}\n    {source}")
+
+
+def _require_torch(what: str) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtra(
+            f"{what} needs PyTorch: pip install 'superneurons[torch]', or a build of it from "
+            "pytorch.org"
+        )
 
 
 def _print_json(content: object) -> None:

@@ -188,7 +188,6 @@ class Recorder:
         history = History(self.device) if last and self.device.type == "cuda" else None
         gradients: dict[int, str] = {}
         saves = Saves(log)
-        begin = time.perf_counter()
         names = self._name_gradients(gradients)
         with ExitStack() as around:
             for each in (
@@ -203,8 +202,9 @@ class Recorder:
                 around.enter_context(history.recorded(counted(self.device)))
             around.enter_context(saves)
             around.enter_context(self._observing(log.observe))
+            begin = time.perf_counter()
             yield
-        self.logged_s = time.perf_counter() - begin
+            self.logged_s = time.perf_counter() - begin
         log.poll()
         if last:
             log.book.close()

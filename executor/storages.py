@@ -74,10 +74,14 @@ def resizing_refused() -> Iterator[None]:
 
 
 class Book:
-    """All storages that have been seen, by number. *clock* says the present place."""
+    """All storages that have been seen, by number. *clock* says the present place.
+
+    *alive_nbytes* are those that live, together.
+    """
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self.lives: list[Life] = []
+        self.alive_nbytes = 0
         self._clock = clock
         self._closed = False
         self._at: dict[int, Life] = {}  # by address, while alive
@@ -91,20 +95,34 @@ class Book:
         """Begin the life of a tensor's storage, born at a place (-1: before the log)."""
         return self._begin(tensor.untyped_storage(), born)
 
+    def adopt(self, life: Life, storage: torch.UntypedStorage) -> None:
+        """Let a life go on in another storage, which has got the bytes of its first one."""
+        life.address = address(storage)
+        life.dead = -1
+        self._follow(life, storage)
+
     def _begin(self, storage: torch.UntypedStorage, born: int) -> Life:
         life = Life(len(self.lives), storage, born)
         self.lives.append(life)
-        self._at[life.address] = life
+        self._follow(life, storage)
+        return life
 
-        def die(_: object) -> None:
-            if not self._closed:
-                life.dead = self._clock()
-            self._watches.pop(life.number, None)
-            if self._at.get(life.address) is life:
-                del self._at[life.address]
+    def _follow(self, life: Life, storage: torch.UntypedStorage) -> None:
+        """Note when a storage dies, and with it the life that it has."""
+        where = life.address
+        self._at[where] = life
+        self.alive_nbytes += life.nbytes
+
+        def die(watch: object) -> None:
+            if self._at.get(where) is life:
+                del self._at[where]
+            if self._watches.get(life.number) is watch:
+                del self._watches[life.number]
+                self.alive_nbytes -= life.nbytes
+                if not self._closed:
+                    life.dead = self._clock()
 
         self._watches[life.number] = weakref.ref(storage, die)
-        return life
 
     def nbytes(self, life: Life) -> int:
         """Return the present size of a storage that lives."""
@@ -117,6 +135,7 @@ class Book:
         storage = self._watches.pop(life.number)()
         assert storage is not None
         life.dead = born
+        self.alive_nbytes -= life.nbytes
         return self._begin(storage, born)
 
     def close(self) -> None:

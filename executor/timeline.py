@@ -75,6 +75,7 @@ def profiled(found: list[Timeline], device: int, *, host: bool) -> Iterator[None
 
     Raises InvalidInput if the profiler saw kernels but gave no time to any: torch 2.11 has done so.
     """
+    torch.cuda.synchronize()  # what is still queued is another step's, and would hold this one up
     activities = [ProfilerActivity.CUDA, *([ProfilerActivity.CPU] if host else [])]
     with profile(activities=activities, acc_events=True) as profiler:
         yield

@@ -1,6 +1,7 @@
 """The paper's pool and plain cudaMalloc: each rule by hand, both against plain models, and what the
 calls of the driver do to the time of a step."""
 
+from importlib.resources import files
 from itertools import pairwise
 from random import Random
 
@@ -349,8 +350,13 @@ def test_a_free_waits_for_copies_too_and_holds_up_what_the_host_does_next():
     assert [(stall.reason, stall.ns) for stall in report.stalls] == [("copy", 1_500)]
 
 
-def test_calls_take_no_time_on_a_machine_that_does_not_state_it():
-    machine = find_machine("h200:allocator=cudamalloc")
+def test_calls_take_no_time_on_a_machine_that_does_not_state_it(tmp_path):
+    stated = files("superneurons.machines").joinpath("h200.yaml").read_text().splitlines()
+    figures = [line for line in stated if "malloc_time" not in line and "free_time" not in line]
+    assert len(figures) == len(stated) - 2
+    path = tmp_path / "silent.yaml"
+    path.write_text("\n".join(figures))
+    machine = find_machine(f"{path}:allocator=cudamalloc")
     assert (machine.malloc_ns, machine.free_ns) == (0, 0)
     decision = decide(find_policy("liveness"), TWO, machine)
     report = play(TWO, decision, machine)

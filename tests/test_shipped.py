@@ -43,6 +43,39 @@ def test_an_estimate_says_that_it_is_one(name):
         assert trace.notes["gpu"]
 
 
+RECORDED = [name for name in shipped() if not name.endswith("-estimate")]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_recording_replays_what_torch_said_of_the_step(name):
+    """The notes have torch's own peaks and the time of steps that nobody looked into."""
+    trace = find_trace(name)
+    assert "caveat" not in trace.notes
+    said = {key: int(value) for key, value in trace.notes.items() if value.isdecimal()}
+    reports = {
+        allocator: simulate(
+            trace, find_policy("liveness"), find_machine(f"h200:allocator={allocator}")
+        )
+        for allocator in ("exact", "caching")
+    }
+    assert reports["exact"].device_peak_bytes == said["requested_peak_nbytes"]
+    caching = reports["caching"]
+    assert caching.allocated_peak_bytes == pytest.approx(said["allocated_peak_nbytes"], rel=0.005)
+    assert caching.reserved_peak_bytes == pytest.approx(said["reserved_peak_nbytes"], rel=0.02)
+    assert caching.step_time_ns == pytest.approx(said["step_time_ns"], rel=0.05)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_an_estimate_is_near_the_recording_in_bytes(name):
+    estimated, recorded = (
+        simulate(find_trace(each), find_policy("liveness"), find_machine("h200")).device_peak_bytes
+        for each in (f"{name}-estimate", name)
+    )
+    # Left out of an estimate are the libraries' workspaces: 68 MB, which is nearly all of the CNN.
+    libraries = sum(s.nbytes for s in find_trace(name).storages if s.kind == "other")
+    assert estimated + libraries == pytest.approx(recorded, rel=0.02)
+
+
 def test_a_shipped_step_has_no_parameters():
     name = next(iter(shipped()))
     with pytest.raises(InvalidInput, match="has no parameters"):
@@ -55,7 +88,8 @@ def test_the_command_on_the_page_makes_the_file_again(model):
     from superneurons import zoo
     from superneurons.executor import estimate
 
-    name = next(each for each in shipped() if each.startswith(model.replace("_", "-")))
+    start = model.replace("_", "-")
+    name = next(each for each in shipped() if each.startswith(start) and each.endswith("-estimate"))
     again = msgspec.to_builtins(estimate(getattr(zoo, model), name))
     there = msgspec.to_builtins(find_trace(name))
     for notes in (again.pop("notes", {}), there.pop("notes", {})):

@@ -545,6 +545,8 @@ FIELDS = {
         "updates",
         "device_ns",
         "host_ns",
+        "launches",
+        "allocations",
         "workspace_nbytes",
         "transient_nbytes",
         "flops",

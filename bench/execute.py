@@ -1,0 +1,210 @@
+"""What executed schedules cost and take on this GPU, beside plain PyTorch and the ledger.
+
+    python bench/execute.py bitwise >> execute.jsonl
+    python bench/execute.py MODEL BATCH [POLICY ...] >> execute.jsonl
+
+`bitwise` trains small networks of the zoo by several policies with deterministic algorithms, and
+compares all that training changes with plain training, bit by bit. A model is timed plain and by
+each policy, in one process; bytes are those requested, at most and (in a watched step) before each
+operation.
+"""
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+import superneurons.zoo as zoo
+from superneurons.executor import Executor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SMALL: dict[str, dict[str, int]] = {
+    "small_cnn": {"batch": 4},
+    "resnet50": {"batch": 4, "image": 64},
+    "densenet121": {"batch": 2, "image": 64},
+    "unet": {"batch": 1, "size": 64},
+    "bert": {"batch": 2, "length": 32, "layers": 2},
+    "vit": {"batch": 2, "layers": 2},
+    "convnext": {"batch": 2, "image": 64},
+    "lstm": {"batch": 4, "length": 8, "hidden": 64, "vocabulary": 100},
+    "gpt": {"batch": 1, "length": 64, "layers": 2, "width": 128, "heads": 4, "vocabulary": 100},
+}
+ALL = "conv/matmul/attention/norm/activation/dropout/add/elementwise/pool/embedding/concat/loss"
+BITWISE = ("baseline", "liveness", f"liveness+offload:release=immediate,kinds={ALL}")
+POLICIES = (
+    "liveness",
+    "baseline",
+    "liveness+offload:release=immediate",
+    "liveness+offload:release=arrival",
+    "liveness+cache@0.5",  # of the plain peak
+)
+STEPS = 4
+
+
+def main() -> None:
+    what, *rest = sys.argv[1:]
+    lines = bitwise() if what == "bitwise" else measure(what, int(rest[0]), rest[1:] or POLICIES)
+    about = {
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if DEVICE == "cuda" else "none",
+    }
+    for line in lines:
+        print(json.dumps(line | about), flush=True)
+
+
+# -- bit for bit -----------------------------------------------------------------------------------
+
+
+def bitwise() -> Iterator[dict[str, Any]]:
+    """Yield for each network and policy whether training is that of plain PyTorch."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # plain is compared with itself, too
+    torch.backends.cudnn.benchmark = False
+    for name, sizes in SMALL.items():
+        control = trained(name, sizes, None)
+        again = trained(name, sizes, None)
+        line: dict[str, Any] = {"model": name, "sizes": sizes}
+        yield line | {"policy": "plain again", "differ": different(control, again)}
+        for policy in BITWISE:
+            try:
+                executor = Executor(policy, device=DEVICE, audit=True)
+                found = trained(name, sizes, executor)
+                yield (
+                    line | {"policy": policy, "differ": different(control, found)} | told(executor)
+                )
+            except Exception as error:  # one must not cost the others
+                yield line | {"policy": policy, "error": f"{type(error).__name__}: {error}"}
+
+
+def trained(name: str, sizes: dict[str, int], executor: Executor | None) -> dict[str, Any]:
+    """Train for some steps, plain or by an executor; return all that training changed."""
+    torch.manual_seed(0)
+    with torch.device(DEVICE):
+        step = getattr(zoo, name)(**sizes)
+    torch.manual_seed(1)
+    for _ in range(STEPS):
+        run(step, executor)
+    found = dict(step.model.state_dict())
+    found |= {f"{n}.grad": p.grad for n, p in step.model.named_parameters()}
+    for number, state in step.optimizer.state_dict()["state"].items():
+        found |= {f"{number}.{key}": value for key, value in state.items()}
+    if DEVICE == "cuda":
+        found["random"] = torch.cuda.get_rng_state()
+    return {
+        key: value.clone() if hasattr(value, "clone") else value for key, value in found.items()
+    }
+
+
+def different(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    def same(a: Any, b: Any) -> bool:
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+    return [key for key in ours if not same(ours[key], theirs.get(key))][:5]
+
+
+def told(executor: Executor) -> dict[str, Any]:
+    report = executor.report
+    assert report is not None
+    return {
+        "mode": report.mode,
+        "why": report.why,
+        "places": executor.looked,
+        "differences": [list(each) for each in executor.differences[:5]],
+        "different_places": len(executor.differences),
+        "copied_out": report.copied_out_nbytes,
+        "copied_in": report.copied_in_nbytes,
+        "late": report.late_fetches,
+        "not_freed": report.not_freed_nbytes,
+        "notices": executor.notices,
+    }
+
+
+# -- times and bytes -------------------------------------------------------------------------------
+
+
+def measure(name: str, batch: int, policies: Any) -> Iterator[dict[str, Any]]:
+    """Yield a line for plain steps, and one for each policy."""
+    with torch.device(DEVICE):
+        step = getattr(zoo, name)(batch=batch)
+    plain = timed(step, 3)
+    yield {"model": name, "batch": batch, "policy": "plain"} | plain
+    for each in policies:
+        policy, _, share = each.partition("@")
+        budget = int(plain["requested_peak"] * float(share)) if share else None
+        line: dict[str, Any] = {"model": name, "batch": batch, "policy": each, "budget": budget}
+        try:
+            executor = Executor(policy, budget=budget, device=DEVICE)
+            begin = time.perf_counter()
+            for _ in range(3):
+                run(step, executor)
+            line["first_steps_s"] = round(time.perf_counter() - begin, 2)
+            found = timed(partial(run, step, executor), 1)
+            line |= found | {"slower": round(found["step_ns"] / plain["step_ns"] - 1, 4)}
+            line["planned_peak"] = executor.plans[0].ledger.device_peak_nbytes
+            line["stall_ns"] = executor.report.stall_ns if executor.report else None
+            executor.audit = True
+            run(step, executor)
+            line |= told(executor)
+            yield line
+        except Exception as error:
+            yield line | {"error": f"{type(error).__name__}: {error}"}
+        executor = None  # type: ignore[assignment]
+        gc.collect()
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
+
+
+def run(step: Callable[[], object], executor: Executor | None) -> None:
+    if executor is None:
+        step()
+        return
+    with executor.step():
+        step()
+
+
+def timed(step: Callable[[], object], warm: int) -> dict[str, Any]:
+    """Return the median time of a step from idle to idle, and the peaks of each."""
+    for _ in range(warm):
+        step()
+    times, peaks = [], []
+    began = time.perf_counter()
+    while len(times) < 7 or (time.perf_counter() - began < 1 and len(times) < 50):
+        synchronize()
+        if DEVICE == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        begin = time.perf_counter_ns()
+        step()
+        synchronize()
+        times.append(time.perf_counter_ns() - begin)
+        if DEVICE == "cuda":
+            stats = torch.cuda.memory_stats()
+            peaks.append([stats[f"{kind}_bytes.all.peak"] for kind in PEAKS])
+    found = {
+        "step_ns": round(median(times)),
+        "spread": [min(times), max(times)],
+        "steps": len(times),
+    }
+    columns = list(zip(*peaks, strict=True)) if peaks else [(0,)] * 3
+    for kind, column in zip(PEAKS, columns, strict=True):
+        found[f"{kind}_peak"] = max(column)
+        found[f"{kind}_peaks"] = sorted(set(column))[:5]
+    return found
+
+
+PEAKS = ("requested", "allocated", "reserved")
+
+
+def synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

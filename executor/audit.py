@@ -1,0 +1,146 @@
+"""Audit an executed step: are the device's bytes those of the ledger, at every place?
+
+For doubts and for tests: an audited step is watched as a recorded one is, and slow. On a GPU the
+bytes are those that its allocator has given out; elsewhere they are those of all storages seen.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from ..schedules import Copy, Discard, Fetch, Free, Ledger, Run
+from .backend import Backend
+from .entries import Entry, Where
+from .holders import held_by
+from .hooks import ExecutedStep, Handle
+from .log import Log
+from .meter import requested
+from .plan import Action, Look, Plan
+from .private import Overload, observed
+from .recording import enter_all
+from .slabs import Slabs
+
+
+class Difference(NamedTuple):
+    """A place where the device holds other bytes than the ledger says, beyond those at the start:
+    before operation *place*, *op*."""
+
+    place: int
+    op: str
+    planned_nbytes: int
+    found_nbytes: int
+
+
+class AuditedStep(ExecutedStep):
+    """An executed step that is watched. *differences* are the places where bytes are not as
+    planned, *looked* is at how many it was looked."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        backend: Backend,
+        slabs: Mapping[str, Slabs],
+        others: Mapping[Look, Plan] | None = None,
+    ) -> None:
+        super().__init__(plan, backend, slabs, others)
+        self.differences: list[Difference] = []
+        self.looked = 0
+        self._log = Log(backend.device)
+        self._bytes = self._on_gpu if backend.device.type == "cuda" else self._in_book
+        if backend.device.type != "cuda":
+            enter_all(self._log)
+        self._seen = len(self._log.book.lives)
+        self._unseen_nbytes = 0
+        self._planned = planned_nbytes(plan)
+        self._start_nbytes = self._bytes()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Look at the bytes before each operation inside the block."""
+        with observed(self._observe):
+            yield
+
+    def pack(self, tensor: torch.Tensor) -> Handle:
+        """As in a step that nobody watches."""
+        with self._quietly():
+            return super().pack(tensor)
+
+    def unpack(self, handle: Handle) -> torch.Tensor:
+        """As in a step that nobody watches."""
+        with self._quietly():
+            return super().unpack(handle)
+
+    def _do(self, action: Action) -> None:
+        super()._do(action)
+        for s in action.storages:
+            self._see(self._there(s))
+
+    def _bring(self, entry: Entry) -> None:
+        super()._bring(entry)
+        self._see(entry)
+
+    def _look(self, s: int) -> None:
+        watch = self._leaving.get(s)
+        storage = None if watch is None else watch()
+        if storage is not None:
+            self.journal.held_by[s] = held_by(storage)
+        del storage
+        super()._look(s)
+
+    def _see(self, entry: Entry | None) -> None:
+        if entry is not None and entry.where is Where.BACK:
+            whole = torch.empty(0, device=self._log.device).set_(entry.storage)
+            if self._log.book.find(whole) is None:
+                self._log.book.enter(whole, self._log.place())
+
+    def _observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        place = self._log.place()
+        before = 0 if self._log.quiet else self._bytes()
+        result = self._log.observe(func, args, kwargs)
+        if self._log.place() > place and not self.why and place < len(self._planned):
+            self.looked += 1
+            planned, found = self._planned[place], before - self._start_nbytes
+            if planned != found:
+                name = self.plan.trace.operations[place].name
+                self.differences.append(Difference(place, name, planned, found))
+        return result
+
+    def _on_gpu(self) -> int:
+        return requested(self._log.device)["current"]
+
+    def _in_book(self) -> int:
+        """Return the bytes of what lives, less those that were there at the start unseen."""
+        lives = self._log.book.lives
+        self._unseen_nbytes += sum(each.nbytes for each in lives[self._seen :] if each.born < 0)
+        self._seen = len(lives)
+        return self._log.book.alive_nbytes - self._unseen_nbytes
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        self._log.quiet = True
+        try:
+            yield
+        finally:
+            self._log.quiet = False
+
+
+def planned_nbytes(plan: Plan) -> list[int]:
+    """Return for each place the bytes that the schedule has on the device, less those at the
+    start."""
+    facts, schedule = plan.trace.facts, plan.schedule
+    ledger = Ledger(facts, schedule.limit_nbytes, schedule.tiers)
+    found: list[int] = []
+    apply: dict[type, Callable[[Any], None]] = {
+        Run: lambda step: ledger.run(step.op, step.algorithm),
+        Free: lambda step: ledger.free(step.storage),
+        Copy: lambda step: ledger.copy(step.storage, step.tier),
+        Fetch: lambda step: ledger.fetch(step.storage, step.tier),
+        Discard: lambda step: ledger.discard(step.storage, step.tier),
+    }
+    for step in schedule.instructions:
+        if isinstance(step, Run):
+            found.append(ledger.device_nbytes - facts.start_nbytes)
+        apply[type(step)](step)
+    return found

@@ -1,0 +1,91 @@
+"""What an executed schedule asks of a device: tiers, copies beside the computation, fences.
+
+Two stand behind it: `CudaBackend`, and `EmulatedBackend` for the CPU, which does what a GPU is
+allowed to do at its worst. A copy is issued and a `Ticket` comes back; nothing may be assumed of
+the copy until somebody waits for the ticket. Waiting makes the *computation* wait, never the host.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+Ticket = Any
+"""What a copy under way is known by; each backend has its own."""
+
+
+class Backend(ABC):
+    """A device with tiers beside it. *nothing* is an empty tensor there, *tiers* are names.
+
+    While *timing* is set, fences are timed, which makes each a little slower.
+    """
+
+    def __init__(self, device: torch.device, tiers: Sequence[str]) -> None:
+        self.device = device
+        self.timing = False
+        self.tiers = tuple(tiers)
+        self.nothing = torch.empty(0, device=device)
+
+    @abstractmethod
+    def begin(self) -> None:
+        """A step begins: what is computed from here on is what copies wait for."""
+
+    def computes_here(self) -> bool:
+        """Whether what is computed now is what copies wait for, and not beside it."""
+        return True
+
+    @abstractmethod
+    def memory(self, tier: str, nbytes: int) -> torch.Tensor:
+        """Return new memory in a tier, as bytes. Raises RuntimeError if the tier has no more."""
+
+    @abstractmethod
+    def copy_out(
+        self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tier: str, after: Sequence[Ticket]
+    ) -> Ticket:
+        """Start copying bytes from the device into blocks of a tier: pairs of source and block.
+
+        The copies begin when what was computed so far is there and the copies *after* have ended.
+        The sources must stay until somebody has waited for the ticket, which is of all of them.
+        """
+
+    @abstractmethod
+    def fetch(
+        self, blocks: Sequence[torch.Tensor], tier: str, after: Sequence[Ticket]
+    ) -> tuple[list[torch.Tensor], Ticket]:
+        """Allocate on the device and start copying blocks of a tier there; return the bytes.
+
+        The bytes must stay until somebody has waited for the ticket, which is of all of them.
+        """
+
+    @abstractmethod
+    def wait(self, ticket: Ticket) -> None:
+        """Let what is computed from here on wait for a copy: a fence."""
+
+    @abstractmethod
+    def ended(self, ticket: Ticket) -> bool:
+        """Whether a copy has ended, without waiting for it."""
+
+    @abstractmethod
+    def room(self, tier: str) -> int:
+        """Return how many bytes a tier could have at most."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Wait, with the host, until all copies have ended."""
+
+    def waited_ns(self) -> int:
+        """Return what fences have cost since the last call, 0 where that is not measured; the host
+        waits for the last of them."""
+        return 0
+
+
+def flat(storage: torch.UntypedStorage, device: torch.device) -> torch.Tensor:
+    """Return all bytes of a storage as one tensor on them."""
+    return torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
+
+
+def host_nbytes() -> int:
+    """Return the host's memory, all of it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

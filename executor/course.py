@@ -1,0 +1,143 @@
+"""The steps of one signature: recorded, planned, and recorded again if they turn out different."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from ..errors import DoesNotFit, InvalidInput
+from ..machines import Machine
+from ..notation import format_bytes
+from ..policies import Policy, decide
+from ..schedules import Schedule
+from .backend import Backend
+from .plan import Look, Plan
+from .recording import Recording
+from .slabs import Slabs
+
+TRIES: Final = 4
+"""How many steps in a row may fail to be recorded before one gives up and keeps everything."""
+
+FRUITLESS: Final = 2
+"""How often a step is recorded again after a surprise, to find only what is known already."""
+
+SURPRISES: Final = 8
+"""After how many surprises in steps of one signature nothing is recorded again."""
+
+
+class Site:
+    """Where steps run: *backend* and *slabs*, by what *policy*, on which *machine*, in how many
+    bytes; *say* tells the user something, once."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        slabs: Mapping[str, Slabs],
+        policy: Policy,
+        machine: Machine,
+        budget: int | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.backend: Final = backend
+        self.slabs: Final = slabs
+        self.policy: Final = policy
+        self.machine: Final = machine
+        self.budget: Final = budget
+        self.say: Final = say
+
+
+class Course:
+    """What is known of the steps of one signature.
+
+    *plans* are by their first save: without a batch to tell them apart, steps may differ. *usual*
+    is the one that was right last. *recording* is under way, or was made and has no plan yet.
+    *kept* says why everything is kept, for good.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self.plans: dict[Look, Plan] = {}
+        self.usual: Plan | None = None
+        self.recording: Recording | None = None
+        self.kept = ""
+        self._site = site
+        self._tries = 0
+        self._fruitless = 0
+        self._surprises = 0
+
+    def record(self, *, first: bool) -> Recording:
+        """Return the recording under way, a new one if there is none."""
+        if self.recording is None:
+            site = self._site
+            name = f"step under {site.policy!r}"
+            self.recording = Recording(name, site.backend, site.slabs, first=first)
+        return self.recording
+
+    def prepare(self) -> None:
+        """Make the plan of what has been recorded, before the next step begins.
+
+        Raises DoesNotFit if the policy has no schedule for it within the bytes, PolicyFailed and
+        InvalidInput as `decide` does.
+        """
+        recording = self.recording
+        if recording is None or recording.recorded is None:
+            if recording is not None and recording.problem:
+                self._tries += 1
+                if self._tries >= TRIES:
+                    self._keep(f"the step cannot be recorded: {recording.problem}")
+            return
+        recorded, site = recording.recorded, self._site
+        if not recorded.views:
+            self._keep("autograd keeps nothing in this step")
+            return
+        known = self.plans.get((recorded.views[0].dtype, recorded.views[0].shape))
+        if known is not None and known.trace.facts.digest == recorded.trace.facts.digest:
+            self._fruitless += 1
+            self.recording = None
+            return
+        decision = decide(site.policy, recorded.trace, site.machine, site.budget)
+        _refuse_short(decision.schedule, recorded.trace.facts.op_names)
+        plan = Plan(recorded, decision.schedule, decision.ledger)
+        for tier, nbytes in decision.ledger.tier_peak_nbytes.items():
+            if nbytes:
+                self._slabs(tier, plan).reserve(nbytes)
+        self.plans[plan.look] = self.usual = plan
+        self.recording = None
+
+    def surprised(self, why: str) -> None:
+        """A step was none that is known: record the next one, unless that has been in vain."""
+        say = self._site.say
+        self._surprises += 1
+        if self._surprises == 1:
+            say(f"the step was not the one that was recorded ({why}): everything was kept")
+        if self._surprises > SURPRISES:
+            say(
+                "steps go on to differ from those that were recorded; each that does keeps "
+                "everything from there on, and none is recorded any more"
+            )
+        elif self._fruitless < FRUITLESS:
+            self.record(first=False)
+        else:
+            say(
+                "steps of several kinds come in turns; give step() the batch, so that each kind "
+                "gets a schedule of its own"
+            )
+
+    def _keep(self, why: str) -> None:
+        self.kept, self.recording = why, None
+        self._site.say(f"{why}; so everything is kept")
+
+    def _slabs(self, tier: str, plan: Plan) -> Slabs:
+        slabs = self._site.slabs
+        if tier not in slabs:
+            raise InvalidInput(
+                f"{plan.schedule.policy} sends storages to {tier!r}, which this device does "
+                f"not have; it has: {', '.join(slabs)}"
+            )
+        return slabs[tier]
+
+
+def _refuse_short(schedule: Schedule, op_names: list[str]) -> None:
+    if schedule.short_nbytes:
+        raise DoesNotFit(
+            f"{schedule.policy} does not fit the step into {format_bytes(schedule.limit_nbytes)}: "
+            f"{schedule.short_nbytes} bytes are missing at {op_names[schedule.short_op]!r}; give "
+            "more, or take a smaller batch or another policy"
+        )

@@ -1,0 +1,113 @@
+"""A CUDA device: copies on streams of their own, fences by events.
+
+Memory is decided by the order in which the host issues things, never by when a copy ends: whatever
+is on the device is allocated and freed for the compute stream, and that stream waits for a copy's
+event before the bytes are given up. So no tensor is ever recorded for another stream.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from .backend import Backend, Ticket, host_nbytes
+
+
+class CudaBackend(Backend):
+    """A GPU with pinned host memory, and another GPU's memory if *peer* names one.
+
+    The compute stream is the one that is current when a step begins.
+    """
+
+    def __init__(self, device: torch.device, peer: torch.device | None = None) -> None:
+        super().__init__(device, ("host",) if peer is None else ("host", "peer"))
+        self._peer = peer
+        self._waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        with torch.cuda.device(device):
+            self._compute = torch.cuda.current_stream()
+            self._out = {tier: torch.cuda.Stream() for tier in self.tiers}
+            self._in = {tier: torch.cuda.Stream() for tier in self.tiers}
+
+    def begin(self) -> None:
+        """Take the stream that is current now for the one that computes."""
+        # Asked outside of all our contexts: inside one it would be a copy stream.
+        self._compute = torch.cuda.current_stream(self.device)
+
+    def computes_here(self) -> bool:
+        """Whether the stream that is current now is that of the step."""
+        return bool(torch.cuda.current_stream(self.device) == self._compute)
+
+    def memory(self, tier: str, nbytes: int) -> torch.Tensor:
+        """Return pinned memory of the host, or memory of the other GPU."""
+        if tier == "peer":
+            return torch.empty(nbytes, dtype=torch.uint8, device=self._peer)
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+
+    def copy_out(
+        self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tier: str, after: Sequence[Ticket]
+    ) -> torch.cuda.Event:
+        """Start copies on the stream for copies out to that tier."""
+        stream = self._out[tier]
+        stream.wait_event(self._compute.record_event())
+        return _copy([(block, source) for source, block in pairs], stream, after)
+
+    def fetch(
+        self, blocks: Sequence[torch.Tensor], tier: str, after: Sequence[Ticket]
+    ) -> tuple[list[torch.Tensor], torch.cuda.Event]:
+        """Allocate for the compute stream, and copy on the stream for copies in from that tier."""
+        with torch.cuda.stream(self._compute):
+            back = [
+                torch.empty(block.numel(), dtype=torch.uint8, device=self.device)
+                for block in blocks
+            ]
+        stream = self._in[tier]
+        # Whoever had these bytes before may still be computing with them: not before that is over.
+        stream.wait_event(self._compute.record_event())
+        return back, _copy(list(zip(back, blocks, strict=True)), stream, after)
+
+    def wait(self, ticket: torch.cuda.Event) -> None:
+        """Let the compute stream wait for a copy's event."""
+        if not self.timing:
+            self._compute.wait_event(ticket)
+            return
+        around = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self._compute.record_event(around[0])
+        self._compute.wait_event(ticket)
+        self._compute.record_event(around[1])
+        self._waits.append(around)
+
+    def waited_ns(self) -> int:
+        """Return how long the compute stream stood still for fences since the last call."""
+        waits, self._waits = self._waits, []
+        if waits:
+            waits[-1][1].synchronize()
+        return int(sum(begin.elapsed_time(end) for begin, end in waits) * 1e6)
+
+    def ended(self, ticket: torch.cuda.Event) -> bool:
+        """Whether a copy's event has been reached."""
+        return bool(ticket.query())
+
+    def room(self, tier: str) -> int:
+        """Return half of the host's memory, or nine tenths of what is free on the other GPU."""
+        if tier == "peer":
+            return int(torch.cuda.mem_get_info(self._peer)[0] * 9 // 10)
+        return host_nbytes() // 2
+
+    def drain(self) -> None:
+        """Wait until the copy streams and the compute stream are idle."""
+        for stream in (*self._out.values(), *self._in.values(), self._compute):
+            stream.synchronize()
+
+
+def _copy(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    stream: torch.cuda.Stream,
+    after: Sequence[Ticket],
+) -> torch.cuda.Event:
+    """Copy pairs of target and source on a stream, after other copies; return the event."""
+    for ticket in after:
+        stream.wait_event(ticket)
+    with torch.cuda.stream(stream):
+        for target, source in pairs:
+            target.copy_(source, non_blocking=True)
+    event: torch.cuda.Event = stream.record_event()
+    return event

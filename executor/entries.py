@@ -1,0 +1,174 @@
+"""A saved storage while a step runs: on the device, in tiers, or on its way between them.
+
+Autograd's graph owns handles, a handle owns its entry, and an entry its bytes wherever they are;
+whoever drives the schedule holds entries weakly. So a graph that goes takes everything along.
+
+A handle's tensor shares the version counter of what was saved, also while its bytes are away: so a
+modification in place after the save is noticed at any time, as autograd itself would.
+"""
+
+import weakref
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+
+from .backend import Backend, Ticket, flat
+from .slabs import Block
+
+
+class View(NamedTuple):
+    """How a saved tensor looks at its storage."""
+
+    dtype: torch.dtype
+    shape: Sequence[int]
+    stride: Sequence[int]
+    offset: int | torch.SymInt
+
+
+class Where(Enum):
+    """Where the device's bytes of an entry are."""
+
+    HERE = "here"  # as they were saved
+    AWAY = "away"
+    BACK = "back"  # fetched
+
+
+class Entry:
+    """One saved storage, whole: *nbytes* bytes of storage number *number*, saved at *version*."""
+
+    __slots__ = (
+        "__weakref__",
+        "_aliases",
+        "_back",
+        "_backend",
+        "_copying",
+        "_fetching",
+        "_original",
+        "address",
+        "blocks",
+        "kept",
+        "nbytes",
+        "number",
+        "version",
+        "where",
+    )
+
+    def __init__(
+        self,
+        backend: Backend,
+        number: int,
+        storage: torch.UntypedStorage,
+        address: int,
+        version: int,
+    ) -> None:
+        self.number = number
+        self.address = address  # -1 once the original is given up, for another may have it then
+        self.version = version
+        self.nbytes = storage.nbytes()
+        self.where = Where.HERE
+        self.blocks: dict[str, Block] = {}
+        self.kept = False  # a tier had no room, so it stays
+        self._backend = backend
+        self._original = weakref.ref(storage)
+        self._aliases: list[torch.Tensor] = []
+        self._back: torch.Tensor | None = None
+        self._copying: list[Ticket] = []
+        self._fetching: Ticket | None = None
+
+    def add(self, alias: torch.Tensor) -> None:
+        """Add a tensor on these bytes, which is a handle's."""
+        self._aliases.append(alias)
+
+    @property
+    def original(self) -> torch.UntypedStorage | None:
+        """The storage that was saved, while anybody holds it."""
+        return self._original()
+
+    @property
+    def storage(self) -> torch.UntypedStorage:
+        """The storage that has the device's bytes now."""
+        storage = self._original() if self._back is None else self._back.untyped_storage()
+        assert storage is not None
+        return storage
+
+    def source(self) -> torch.Tensor:
+        """Return the bytes to copy."""
+        self._arrive()
+        return flat(self.storage, self._backend.device)
+
+    def sent(self, block: Block, tier: str, ticket: Ticket) -> None:
+        """Take a block that they are being copied to."""
+        block.tickets = (ticket,)
+        self.blocks[tier] = block
+        self._copying.append(ticket)
+
+    def copy(self, block: Block, tier: str) -> None:
+        """Start copying to a tier."""
+        pair = self.source(), block.memory
+        self.sent(block, tier, self._backend.copy_out((pair,), tier, block.tickets))
+
+    def send_again(self, tier: str) -> None:
+        """Let a tier's copy be of what the original has now."""
+        storage = self._original()
+        block = self.blocks[tier]
+        if storage is not None:
+            pair = flat(storage, self._backend.device), block.memory
+            ticket = self._backend.copy_out((pair,), tier, block.tickets)
+            block.tickets = (ticket,)
+            self._backend.wait(ticket)
+
+    def drop(self) -> None:
+        """Give up the device's bytes, behind a fence."""
+        self._fence()
+        for alias in self._aliases:
+            alias.data = self._backend.nothing
+        self._back = None
+        self.where = Where.AWAY
+        self.address = -1
+
+    def came(self, back: torch.Tensor, tier: str, ticket: Ticket) -> None:
+        """Take bytes that a tier's block is being copied to."""
+        block = self.blocks[tier]
+        block.tickets = (*block.tickets, ticket)
+        self._back, self._fetching = back, ticket
+        self.where = Where.BACK
+
+    def fetch(self, tier: str) -> None:
+        """Start copying back from a tier."""
+        block = self.blocks[tier]
+        (back,), ticket = self._backend.fetch((block.memory,), tier, block.tickets)
+        self.came(back, tier, ticket)
+
+    def reuse(self) -> bool:
+        """Take the original for what is away, if somebody else has kept it; return whether."""
+        storage = self._original()
+        if storage is None:
+            return False
+        self._back = flat(storage, self._backend.device)
+        self.where = Where.BACK
+        return True
+
+    def show(self, alias: torch.Tensor, view: View) -> None:
+        """Let a handle's tensor look at the bytes that are back."""
+        self._arrive()
+        assert self._back is not None
+        whole = self._back[: self.nbytes // view.dtype.itemsize * view.dtype.itemsize]
+        alias.data = whole.view(view.dtype).as_strided(view.shape, view.stride, view.offset)
+
+    def _arrive(self) -> None:
+        if self._fetching is not None:
+            self._backend.wait(self._fetching)
+            self._fetching = None
+
+    def _fence(self) -> None:
+        for ticket in self._copying:
+            self._backend.wait(ticket)
+        self._copying.clear()
+        self._arrive()
+
+    def __del__(self) -> None:
+        # A copy back that is under way must not end in bytes that are somebody else's by then.
+        if self._fetching is not None:
+            self._backend.wait(self._fetching)

@@ -1,0 +1,215 @@
+"""The executor: runs a policy's schedule on a real device, under unmodified PyTorch."""
+
+import logging
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Final
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from ..errors import InvalidInput, Unsupported
+from ..machines import Machine, find_machine
+from ..notation import format_bytes, parse_bytes
+from ..policies import Policy, find_policy
+from ..policies.recompute import Recompute
+from ..policies.stack import Stack
+from ..policies.superneurons import SuperNeurons
+from .audit import AuditedStep, Difference
+from .backend import Backend
+from .course import Course, Site
+from .cpu_backend import EmulatedBackend
+from .cuda_backend import CudaBackend
+from .hooks import ExecutedStep
+from .journal import Journal, StepReport
+from .links import measured, told
+from .plan import Plan
+from .signature import signature
+from .slabs import SLAB_NBYTES, Slabs
+
+_log = logging.getLogger("superneurons")
+
+
+class Executor:
+    """Runs training steps by a policy's schedule. Put each whole step into it::
+
+        executor = Executor("liveness+offload", budget="12GiB")
+        for inputs, targets in loader:
+            with executor.step(inputs, targets):
+                optimizer.zero_grad()
+                criterion(model(inputs), targets).backward()
+                optimizer.step()
+
+    All micro-batches, the optimizer and zero_grad belong to the step. The first two steps run in
+    safe mode: all that autograd keeps goes to the host and comes back on demand. The second is
+    recorded, the policy makes the schedule, and later steps run by it. A step with another batch
+    than those before, by the shapes given to `step`, has a schedule of its own.
+
+    *policy* is a policy or its name, *budget* what of the device it may use (all of it unless
+    given), *machine* a machine, its name or file; without one the links are measured. *host_memory*
+    bounds what is taken of the host. *notices* are what was said.
+    With *audit* each executed step is watched, slowly: *differences* are the places, of those
+    *looked* at, where the device's bytes were not the ledger's.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | str,
+        budget: str | int | None = None,
+        machine: Machine | str | None = None,
+        *,
+        device: torch.device | str | None = None,
+        host_memory: str | int | None = None,
+        backend: Backend | None = None,
+        slab_nbytes: int = SLAB_NBYTES,
+        audit: bool = False,
+    ) -> None:
+        self.policy: Final = find_policy(policy) if isinstance(policy, str) else policy
+        _refuse_recomputation(self.policy)
+        self.budget: Final = _nbytes(budget)
+        self.backend: Final = backend or _backend(device)
+        self.notices: list[str] = []
+        self._last: Journal | StepReport | None = None
+        self.steps = 0
+        self.audit = audit
+        self.differences: list[Difference] = []
+        self.looked = 0
+        host_nbytes = _nbytes(host_memory)
+        if machine is None:
+            self.machine = measured(self.backend, host_nbytes)
+            self._say(told(self.machine))
+        else:
+            self.machine = find_machine(machine) if isinstance(machine, str) else machine
+        self.slabs: Final = {
+            tier.name: Slabs(
+                self.backend,
+                tier.name,
+                tier.nbytes if host_nbytes is None or tier.name != "host" else host_nbytes,
+                slab_nbytes,
+            )
+            for tier in self.machine.tiers
+            if tier.name in self.backend.tiers
+        }
+        self._site: Final = Site(
+            self.backend, self.slabs, self.policy, self.machine, self.budget, self._say
+        )
+        self._courses: dict[Hashable, Course] = {}
+        self._inside = False
+
+    @property
+    def report(self) -> StepReport | None:
+        """What the last step did beside what it was to do; None before the first."""
+        return self._last.report() if isinstance(self._last, Journal) else self._last
+
+    @property
+    def plans(self) -> list[Plan]:
+        """What the hooks do in each kind of step so far; each plan has its schedule."""
+        return [plan for course in self._courses.values() for plan in course.plans.values()]
+
+    @contextmanager
+    def step(self, *batch: object) -> Iterator[None]:
+        """Run one step, which is of the same kind as all those with such a *batch*.
+
+        Raises DoesNotFit or PolicyFailed before the step if there is no schedule for it.
+        """
+        if self._inside:
+            raise InvalidInput("a step has begun inside another one; end the first before")
+        key = signature(batch)
+        if key not in self._courses:
+            self._courses[key] = Course(self._site)
+        course = self._courses[key]
+        course.prepare()
+        self._inside = True
+        self.backend.begin()
+        try:
+            if course.kept:
+                yield
+                self._end("kept", course.kept)
+            elif course.recording is not None or course.usual is None:
+                yield from self._record(course)
+            else:
+                yield from self._execute(course, course.usual)
+        finally:
+            self._inside = False
+
+    def _record(self, course: Course) -> Iterator[None]:
+        recording = course.record(first=self.steps == 0)
+        try:
+            with recording.step():
+                yield
+        except BaseException:
+            course.recording = None  # what it has seen is no step
+            self.backend.drain()
+            raise
+        if recording.stayed_nbytes:
+            self._say(
+                "the host's memory is too small to record the step with nothing kept; "
+                f"{format_bytes(recording.stayed_nbytes)} stayed on the device"
+            )
+        self._end("safe" if recording.missing else "recorded", recording.problem)
+
+    def _execute(self, course: Course, plan: Plan) -> Iterator[None]:
+        kind = AuditedStep if self.audit else ExecutedStep
+        step = kind(plan, self.backend, self.slabs, course.plans)
+        try:
+            with (
+                torch.autograd.set_multithreading_enabled(False),
+                saved_tensors_hooks(step.pack, step.unpack),
+                step.watched() if isinstance(step, AuditedStep) else nullcontext(),
+            ):
+                yield
+        except BaseException:
+            step.abandon()
+            self.backend.drain()
+            raise
+        step.finish()
+        step.journal.end(self.steps, step.why, self.backend.waited_ns())
+        self._last = step.journal
+        self.steps += 1
+        if isinstance(step, AuditedStep):
+            self.differences, self.looked = step.differences, step.looked
+        if step.why:
+            course.surprised(step.why)
+        else:
+            course.usual = step.plan
+        if step.journal.kept:
+            self._say(
+                f"a tier had no room for {step.journal.kept} storages, which stay on the device: "
+                "the step takes more of it than planned"
+            )
+
+    def _end(self, mode: str, why: str) -> None:
+        self._last = StepReport(step=self.steps, mode=mode, why=why)
+        self.steps += 1
+
+    def _say(self, what: str) -> None:
+        """Say something once."""
+        if what not in self.notices:
+            self.notices.append(what)
+            _log.warning(what)
+
+
+def _refuse_recomputation(policy: Policy) -> None:
+    parts = policy.components if isinstance(policy, Stack) else (policy,)
+    if any(isinstance(part, Recompute | SuperNeurons) for part in parts):
+        raise Unsupported(
+            f"policy {policy!r} computes values again, which the executor cannot do yet; take one "
+            "that keeps or offloads: liveness+offload, liveness+cache"
+        )
+
+
+def _backend(device: torch.device | str | None) -> Backend:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = torch.device(device)
+    if found.type == "cpu":
+        return EmulatedBackend()
+    if str(found) == "cuda":
+        found = torch.device("cuda", torch.cuda.current_device())
+    others = [i for i in range(torch.cuda.device_count()) if i != found.index]
+    near = [i for i in others if torch.cuda.can_device_access_peer(found.index, i)]
+    return CudaBackend(found, torch.device("cuda", near[0]) if near else None)
+
+
+def _nbytes(quantity: str | int | None) -> int | None:
+    return parse_bytes(quantity) if isinstance(quantity, str) else quantity

@@ -1,0 +1,248 @@
+"""The hooks of an executed step: they count, compare, and do what is due. Nothing else watches.
+
+If a hook fires that the plan does not expect, or a tensor looks otherwise than it did when it was
+recorded, the step is another one. Then everything that is still on the device stays there, what is
+away comes back when it is asked for, and *why* says what was different.
+"""
+
+import weakref
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from .backend import Backend
+from .entries import Entry, Where
+from .journal import Journal
+from .plan import Action, Look, Plan, What
+from .private import address, holders, running_node, version_of
+from .slabs import Block, Slabs
+
+Handle = tuple[torch.Tensor, int, int, Entry | None]
+"""What autograd holds in place of a tensor: one that shares its version counter, the version that
+was saved, the number of the save, and the entry if the schedule moves or holds the storage."""
+
+
+class ExecutedStep:
+    """One step by *plan*. Autograd's graph may hold it for longer than the step lasts."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        backend: Backend,
+        slabs: Mapping[str, Slabs],
+        others: Mapping[Look, Plan] | None = None,
+    ) -> None:
+        self.why = ""
+        self._backend = backend
+        self._slabs = slabs
+        self._others = others or {}
+        self._follow(plan)
+        self._at = 0  # how many hooks have fired
+        self._entries: dict[int, weakref.ref[Entry]] = {}
+        self._held: dict[int, Entry] = {}
+        self._leaving: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._lost = False
+
+    def pack(self, tensor: torch.Tensor) -> Handle:
+        """Take a tensor for autograd to keep."""
+        alias = tensor.detach()
+        if self._lost:
+            return alias, version_of(alias), -1, None
+        at = self._at
+        number, dtype, shape, storage, due = self._hooks[at]
+        if number < 0 or shape != tensor.shape or dtype is not tensor.dtype:
+            if not self._follow_another(tensor):
+                return alias, version_of(alias), -1, None
+            number, dtype, shape, storage, due = self._hooks[at]
+        entry = None if storage < 0 else self._entry(alias, number)
+        handle = alias, version_of(alias), number, entry
+        if due and not self._lost:
+            for action in due:
+                self._do(action)
+        self._at = at + 1
+        return handle
+
+    def unpack(self, handle: Handle) -> torch.Tensor:
+        """Give autograd back what it kept. Raises RuntimeError if it was modified meanwhile."""
+        alias, version, number, entry = handle
+        if not self._lost:
+            hook = self._hooks[self._at]
+            if hook[0] != ~number:
+                self._lose(f"hook {self._at} is an unpack of save {number}, which was not recorded")
+            else:
+                if hook[4]:
+                    for action in hook[4]:
+                        self._do(action)
+                self._at += 1
+        if version_of(alias) != version:
+            self._fault_version(alias, version)
+        if entry is not None and entry.where is not Where.HERE:
+            self._bring(entry)
+            entry.show(alias, self._saved[number].view)
+        return alias
+
+    def finish(self) -> None:
+        """End the step: what is due then is done, and what was held is let go of."""
+        count = len(self.plan.due)
+        if not self._lost and self._at < count:
+            self._lose(f"it ended after {self._at} of {count} hooks")
+        if not self._lost:
+            for action in self.plan.at_end:
+                self._do(action)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of everything; what the graph still keeps comes back when it is asked for."""
+        self._lost = True
+        self._held.clear()
+        self._entries.clear()
+        self._leaving.clear()
+
+    def _follow(self, plan: Plan) -> None:
+        self.plan = plan
+        self.journal = Journal(plan)
+        self._hooks = plan.hooks
+        self._saved = plan.saved
+
+    def _follow_another(self, tensor: torch.Tensor) -> bool:
+        """Follow the plan of another kind of step, if this is the first save of one that is known;
+        else keep everything."""
+        look = tensor.dtype, tensor.shape
+        number, dtype, shape, _, _ = self._hooks[self._at]
+        if self._at == 0 and look in self._others:
+            self._follow(self._others[look])
+            return True
+        if number < 0:
+            self._lose(f"hook {self._at} is a pack, of {_told(*look)}; none was recorded there")
+        else:
+            self._lose(f"save {number} is {_told(*look)}; recorded was {_told(dtype, shape)}")
+        return False
+
+    # -- what is due -------------------------------------------------------------------------------
+
+    def _entry(self, alias: torch.Tensor, number: int) -> Entry | None:
+        """Return the entry of a save's storage, a new one at its first save."""
+        saved = self._saved[number]
+        storage, view = alias.untyped_storage(), saved.view
+        if alias.stride() != view.stride or alias.storage_offset() != view.offset:
+            self._lose(f"save {number} has other strides or another offset than recorded")
+            return None
+        found = self._entries.get(saved.storage)
+        entry = None if found is None else found()
+        if entry is None:
+            if storage.nbytes() != saved.nbytes:
+                self._lose(
+                    f"save {number} is of {storage.nbytes()} bytes; recorded were {saved.nbytes}"
+                )
+                return None
+            entry = Entry(
+                self._backend, saved.storage, storage, address(storage), version_of(alias)
+            )
+            self._entries[saved.storage] = weakref.ref(entry)
+            if saved.held:
+                self._held[saved.storage] = entry
+        elif entry.address != address(storage) or entry.version != version_of(alias):
+            self._lose(f"save {number} is of another storage or version than recorded")
+            return None
+        entry.add(alias)
+        return entry
+
+    def _do(self, action: Action) -> None:
+        what, storages, tier = action
+        if what is What.COPY:
+            self._copy(storages, tier)
+        elif what is What.FETCH:
+            self._fetch(storages, tier)
+        else:
+            for s in storages:
+                self._do_one(what, s, tier)
+
+    def _do_one(self, what: What, s: int, tier: str) -> None:
+        if what is What.LOOK:
+            self._look(s)
+        elif what is What.RELEASE:
+            if self._held.pop(s, None) is not None:
+                self.journal.write(self._at, "release", s)
+        elif (entry := self._there(s)) is None:
+            return
+        elif what is What.DROP:
+            if entry.where is Where.HERE:
+                self._leaving[s] = weakref.ref(entry.storage)
+            entry.drop()
+            self.journal.write(self._at, "drop", s)
+        elif what is What.DISCARD and entry.blocks.pop(tier, None) is not None:
+            self.journal.write(self._at, "discard", s)
+
+    def _there(self, s: int) -> Entry | None:
+        """Return a storage's entry; None if the graph is gone, or if it had to stay."""
+        found = self._entries.get(s)
+        entry = None if found is None else found()
+        return None if entry is None or entry.kept else entry
+
+    def _copy(self, storages: Sequence[int], tier: str) -> None:
+        taken: list[tuple[Entry, Block]] = []
+        for s in storages:
+            entry = self._there(s)
+            if entry is None:
+                continue
+            block = self._slabs[tier].take(entry.nbytes)
+            if block is None:
+                entry.kept = True
+                self.journal.write(self._at, "kept", s)
+            else:
+                taken.append((entry, block))
+                self.journal.write(self._at, "copy", s)
+        if taken:
+            pairs = [(entry.source(), block.memory) for entry, block in taken]
+            after = [ticket for _, block in taken for ticket in block.tickets]
+            ticket = self._backend.copy_out(pairs, tier, after)
+            for entry, block in taken:
+                entry.sent(block, tier, ticket)
+
+    def _fetch(self, storages: Sequence[int], tier: str) -> None:
+        entries = [entry for entry in map(self._there, storages) if entry is not None]
+        entries = [entry for entry in entries if entry.where is Where.AWAY]
+        if entries:
+            blocks = [entry.blocks[tier] for entry in entries]
+            after = [ticket for block in blocks for ticket in block.tickets]
+            found, ticket = self._backend.fetch([block.memory for block in blocks], tier, after)
+            for entry, back in zip(entries, found, strict=True):
+                entry.came(back, tier, ticket)
+                self.journal.write(self._at, "fetch", entry.number)
+
+    def _look(self, s: int) -> None:
+        """See whether what was dropped is gone by now, and who has it if it is not."""
+        watch = self._leaving.pop(s, None)
+        if watch is None:
+            return
+        storage = watch()
+        if storage is None:
+            self.journal.write(self._at, "gone", s)
+        else:
+            self.journal.holders[s] = holders(address(storage)) - 1
+            self.journal.write(self._at, "there", s)
+
+    def _bring(self, entry: Entry) -> None:
+        """See to it that an entry's bytes are on the device, or on their way to it."""
+        if entry.where is Where.AWAY:
+            if not entry.reuse():
+                entry.fetch(next(iter(entry.blocks)))
+            self.journal.write(self._at, "late", entry.number)
+
+    def _lose(self, why: str) -> None:
+        self._lost = True
+        self.why = why
+        self._held.clear()
+
+    def _fault_version(self, alias: torch.Tensor, saved_version: int) -> None:
+        node = running_node()
+        asker = "" if node is None else f", asked for by {node.name()},"
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace "
+            f"operation: a saved tensor{asker} is at version {version_of(alias)}; it was saved at "
+            f"version {saved_version}"
+        )
+
+
+def _told(dtype: torch.dtype | None, shape: Sequence[int]) -> str:
+    return f"{dtype} {list(shape)}"

@@ -1,0 +1,207 @@
+"""A schedule compiled for hooks: what is due each time that one of them fires.
+
+An executed step has no log of operations. It knows how many hooks have fired, and the recording
+knows at which place each of them did: so every instruction at a place becomes an action of a hook
+there. What the program frees itself, and what goes with autograd's graph, needs no action.
+"""
+
+import sys
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from enum import Enum
+from typing import Final, NamedTuple
+
+import torch
+
+from ..errors import Unsupported
+from ..schedules import Copy, Discard, Fetch, Ledger, Rerun, Run, Schedule
+from .entries import View
+from .recording import Recorded
+
+
+class What(Enum):
+    """What an action does with a storage."""
+
+    COPY = "copy"
+    DROP = "drop"
+    LOOK = "look"  # whether what was dropped is really gone
+    FETCH = "fetch"
+    DISCARD = "discard"
+    RELEASE = "release"  # what was held for longer than autograd holds it
+
+
+SMALL_NBYTES: Final = 1 << 20
+"""What is smaller is copied together with what goes the same way at the same hook: a copy of
+64 KiB costs nearly as much as one of a megabyte, and each one's events as much again."""
+
+
+class Action(NamedTuple):
+    """One thing that is due, with one storage or with several small ones."""
+
+    what: What
+    storages: tuple[int, ...]
+    tier: str = ""
+
+
+Look = tuple[torch.dtype, Sequence[int]]
+"""What a save is told by: its type and shape. Strides may differ from step to step, of a batch."""
+
+
+class Saved(NamedTuple):
+    """What is expected of one save, and the storage that the schedule moves or holds, -1 if it does
+    neither: then its strides and offset are nobody's concern."""
+
+    dtype: torch.dtype
+    shape: Sequence[int]
+    view: View
+    storage: int
+    nbytes: int
+    held: bool
+
+
+class Hook(NamedTuple):
+    """One hook that is expected, as it is compared: n for the pack of save n, with its look and the
+    storage that is moved or held (-1: none), or ~n for its unpack; and what is due."""
+
+    code: int
+    dtype: torch.dtype | None
+    shape: Sequence[int]
+    storage: int
+    due: tuple[Action, ...]
+
+
+class Plan:
+    """What a step does by a schedule. *sequence* are the hooks in order: n for the pack of save n,
+    ~n for an unpack; *due* are the actions of each, and *at_end* those of the step's end.
+
+    At a pack actions come after it, at an unpack before it.
+    """
+
+    def __init__(self, recorded: Recorded, schedule: Schedule, ledger: Ledger) -> None:
+        self.trace: Final = recorded.trace
+        self.schedule: Final = schedule
+        self.ledger: Final = ledger
+        self.names: Final = recorded.trace.facts.names
+        self.sequence: Final = [
+            fired.number if fired.pack else ~fired.number for fired in recorded.fired
+        ]
+        self.due: Final[list[tuple[Action, ...]]] = []
+        self.at_end: Final[list[Action]] = []
+        self._places = [fired.place for fired in recorded.fired]
+        self._storages = recorded.storages
+        self._held: set[int] = set()
+        self._moved: set[int] = set()
+        self._actions: dict[int, list[Action]] = {}
+        self._last_pack: dict[int, int] = {}
+        self._first_unpack: dict[int, int] = {}
+        for k, code in enumerate(self.sequence):
+            if code >= 0:
+                self._last_pack[recorded.storages[code]] = k
+            else:
+                self._first_unpack.setdefault(recorded.storages[~code], k)
+        self._compile()
+        self.due.extend(self._together(self._actions.get(k, ())) for k in range(len(self.sequence)))
+        nbytes = recorded.trace.facts.nbytes
+        self.saved: Final = [
+            Saved(view.dtype, view.shape, view, s, nbytes[s], s in self._held)
+            if s in self._moved or s in self._held
+            else Saved(view.dtype, view.shape, view, -1, 0, False)
+            for view, s in zip(recorded.views, recorded.storages, strict=True)
+        ]
+
+        self.hooks: Final = [
+            Hook(code, *self.saved[code][:2], self.saved[code].storage, due)
+            if code >= 0
+            else Hook(code, None, (), -1, due)
+            for code, due in zip(self.sequence, self.due, strict=True)
+        ]
+        self.hooks.append(Hook(-sys.maxsize, None, (), -1, ()))  # none is expected after the last
+
+    @property
+    def look(self) -> Look:
+        """What the first save looks like: it tells a plan from those of other kinds of steps."""
+        return self.saved[0].dtype, self.saved[0].shape
+
+    @property
+    def planned(self) -> dict[What, int]:
+        """How often each thing is due."""
+        found = dict.fromkeys(What, 0)
+        for actions in (*self.due, self.at_end):
+            for action in actions:
+                found[action.what] += len(action.storages)
+        return found
+
+    def _together(self, actions: Sequence[Action]) -> tuple[Action, ...]:
+        """Join copies of small storages that go the same way, one after the other."""
+        nbytes = self.trace.facts.nbytes
+        joined: list[Action] = []
+        for action in actions:
+            last = joined[-1] if joined else None
+            if (
+                last is not None
+                and action.what in (What.COPY, What.FETCH)
+                and (last.what, last.tier) == (action.what, action.tier)
+                and all(nbytes[s] < SMALL_NBYTES for s in last.storages + action.storages)
+            ):
+                joined[-1] = Action(last.what, last.storages + action.storages, last.tier)
+            else:
+                joined.append(action)
+        return tuple(joined)
+
+    def _compile(self) -> None:
+        facts = self.trace.facts
+        managed, end = facts.managed, facts.op_count
+        place = at = 0  # *at* is the hook of the last action: what is in order stays in order
+        after: dict[int, int] = {}  # by storage, the hook of its last action
+        for step in self.schedule.instructions:
+            if isinstance(step, Run):
+                place = step.op + 1
+                continue
+            if isinstance(step, Rerun):
+                raise Unsupported(
+                    f"{self.schedule.policy} computes {facts.op_names[step.op]!r} again, which the "
+                    "executor cannot do yet; take a policy that keeps or offloads"
+                )
+            s = step.storage
+            if not managed[s]:
+                continue  # the program's own free
+            first, last = bisect_left(self._places, place), bisect_right(self._places, place) - 1
+            if isinstance(step, Copy):
+                action = Action(What.COPY, (s,), step.tier)
+            elif isinstance(step, Fetch):
+                action = Action(What.FETCH, (s,), step.tier)
+            elif isinstance(step, Discard):
+                action = Action(What.DISCARD, (s,), step.tier)
+            elif place < facts.absent_until[s]:
+                action = Action(What.DROP, (s,))
+            elif place > facts.death[s] or place == end:
+                self._held.add(s)
+                action = Action(What.RELEASE, (s,))
+            else:
+                continue  # it goes with the graph
+            here = first <= last  # whether a hook fires at this place at all
+            earliest = max(at, first)
+            if action.what in (What.COPY, What.DROP):
+                # Without a hook it comes sooner: nobody makes or frees anything meanwhile.
+                k = max(min(earliest, last) if here else first - 1, self._last_pack[s])
+            elif action.what is What.RELEASE:
+                k = last
+            else:
+                k = earliest
+                if action.what is What.FETCH:
+                    k = min(k, self._first_unpack.get(s, k))
+            k = max(k, after.get(s, 0))
+            after[s] = k
+            if k >= len(self._places) or (place == end and action.what is What.RELEASE):
+                self.at_end.append(action)
+                continue
+            at = max(at, k)
+            self._moved.add(s)
+            self._actions.setdefault(k, []).append(action)
+            if action.what is What.DROP:
+                look = max(k + 1, bisect_right(self._places, self._places[k]))
+                gone = Action(What.LOOK, (s,))
+                if look < len(self._places):
+                    self._actions.setdefault(look, []).insert(0, gone)
+                else:
+                    self.at_end.append(gone)

@@ -1,0 +1,641 @@
+"""The executor when things are not as usual: other batches, modifications, exceptions, no room."""
+
+import gc
+import weakref
+from typing import ClassVar
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from programs import PROGRAMS, Training, training  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402, N812
+from training import Everything, different, executor, plain, state, trained, undisturbed  # noqa: E402
+
+from superneurons.errors import (  # noqa: E402
+    DoesNotFit,
+    InvalidInput,
+    Unsupported,
+)
+from superneurons.executor import Executor  # noqa: E402
+from superneurons.executor.cpu_backend import EmulatedBackend  # noqa: E402
+from superneurons.executor.entries import Entry, View  # noqa: E402
+from superneurons.executor.slabs import Slabs  # noqa: E402
+from superneurons.schedules import Copy, Fetch, Free  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    with undisturbed():
+        yield
+
+
+def deep(width=12, depth=4):
+    """A chain whose hidden layers nobody but autograd holds."""
+    layers = [
+        part for _ in range(depth) for part in (nn.Linear(width, width), nn.Sigmoid(), nn.Tanh())
+    ]
+    return nn.Sequential(*layers)
+
+
+class Loop:
+    """A training loop over batches of any size, under an executor or without."""
+
+    def __init__(self, runs=None, width=12):
+        torch.manual_seed(0)
+        self.model = deep(width)
+        self.width = width
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
+        self.runs = runs
+        self.losses = []
+        self.generator = torch.Generator().manual_seed(1)
+
+    def body(self, x):
+        self.optimizer.zero_grad()
+        loss = self.model(x).pow(2).mean()
+        loss.backward()
+        self.optimizer.step()
+        self.losses.append(loss.item())
+
+    def __call__(self, rows, tell=False):
+        x = torch.randn(rows, self.width, generator=self.generator)
+        if self.runs is None:
+            self.body(x)
+        else:
+            with self.runs.step(*([x] if tell else [])):
+                self.body(x)
+
+    def state(self):
+        return [
+            *self.model.state_dict().items(),
+            *((name, p.grad) for name, p in self.model.named_parameters()),
+            ("losses", self.losses),
+        ]
+
+
+def compare(rows, policy=None, tell=False, **options):
+    ours, theirs = Loop(executor(policy or Everything(), **options)), Loop()
+    modes = []
+    for each in rows:
+        ours(each, tell)
+        theirs(each)
+        modes.append(ours.runs.report.mode)
+    assert different(ours.state(), theirs.state()) == []
+    return modes, ours.runs
+
+
+# -- the phases ------------------------------------------------------------------------------------
+
+
+def test_two_steps_are_recorded_and_later_ones_executed():
+    modes, runs = compare([4] * 5)
+    assert modes == ["safe", "recorded", "executed", "executed", "executed"]
+    done = runs.report.done
+    assert done["copy"] >= done["drop"] == done["gone"] == done["fetch"] > 4
+
+
+def test_what_is_executed_is_the_schedule():
+    _, runs = compare([4] * 3)
+    (plan,) = runs.plans
+    names = plan.trace.facts.names
+    for kind, what in ((Copy, "copy"), (Fetch, "fetch")):
+        wanted = [names[i.storage] for i in plan.schedule.instructions if isinstance(i, kind)]
+        done = [s.name for s in runs.report.storages for each in s.done if each == what]
+        assert sorted(wanted) == sorted(done)
+        assert wanted
+    moved = plan.trace.facts.managed
+    frees = [i.storage for i in plan.schedule.instructions if isinstance(i, Free)]
+    twice = {names[s] for s in frees if moved[s] and frees.count(s) > 1}
+    assert {s.name for s in runs.report.storages if s.freed} == twice
+
+
+def test_what_is_not_freed_is_told_with_who_holds_it():
+    model = deep(8, 3)
+    model.feature = None
+    keep = []
+
+    def catch(module, inputs, output):
+        if keep:
+            model.feature = output
+
+    model[1].register_forward_hook(catch)
+    runs = executor(Everything())
+    for i in range(4):
+        if i == 3:
+            keep.append(True)
+            runs.audit = True
+        with runs.step():
+            model(torch.ones(2, 8)).sum().backward()
+    (stuck,) = [each for each in runs.report.storages if "there" in each.done]
+    assert (stuck.nbytes, stuck.copied, stuck.freed, stuck.holders) == (64, True, False, 1)
+    assert runs.report.not_freed_nbytes == 64
+    assert any("'feature', attribute of a Sequential" in each for each in stuck.held_by)
+    assert runs.differences  # and the bytes show it
+
+
+def test_small_storages_that_leave_together_are_copied_together():
+    def build():
+        models = [deep(6, 2) for _ in range(3)]
+        x = torch.linspace(0, 1, 12).view(2, 6)
+        together = nn.ModuleList(models)
+        return training(together, lambda: sum(model(x).sin().sum() for model in models))
+
+    runs = executor("liveness+offload:release=3,lookahead=9,kinds=matmul/activation/elementwise")
+    assert different(plain(build, 4), trained(build, runs, 4)) == []
+    sizes = [len(action.storages) for due in runs.plans[0].due for action in due]
+    assert max(sizes) > 1
+    assert runs.differences == []
+
+
+def test_nothing_is_kept_when_safe():
+    # The step that is recorded holds less than one that keeps its activations.
+    _, runs = compare([4])
+    assert runs.slabs["host"].peak_nbytes > 0
+    assert runs.slabs["host"].used_nbytes == 0
+
+
+def test_the_links_are_measured_if_no_machine_is_given():
+    runs = Executor("baseline", device="cpu")
+    assert {tier.name for tier in runs.machine.tiers} == {"host", "peer"}
+    (notice,) = runs.notices
+    assert "the links were measured: host" in notice
+    link = runs.machine.tiers[0].link
+    assert link.out_bytes_per_s > 10**6
+    assert link.latency_ns > 0
+
+
+# -- other batches ---------------------------------------------------------------------------------
+
+
+def test_each_batch_that_is_told_has_a_schedule():
+    modes, runs = compare([4, 4, 4, 3, 3, 4, 3, 4], tell=True)
+    assert modes == ["safe", "recorded", "executed", "recorded", *["executed"] * 4]
+    assert len(runs.plans) == 2
+    assert runs.notices == []
+
+
+def test_a_batch_that_is_not_told_keeps_everything_once_and_is_then_known():
+    modes, runs = compare([4, 4, 4, 3, 3, 4, 3, 3])
+    assert modes == [
+        "safe",
+        "recorded",
+        "executed",
+        "kept",
+        "recorded",
+        "executed",
+        "executed",
+        "executed",
+    ]
+    (notice,) = runs.notices
+    assert "torch.float32 [3, 12]" in notice
+    assert len(runs.plans) == 2
+
+
+def test_batches_that_alternate_untold_are_right_and_the_user_is_told_how_to_help():
+    modes, runs = compare([4, 3] * 8)
+    assert modes.count("recorded") < 5
+    assert any("give step() the batch" in notice for notice in runs.notices)
+
+
+def test_a_step_that_does_more_than_recorded_is_right():
+    ours, theirs = Loop(executor(Everything())), Loop()
+    for loop in (ours, theirs):
+        for i in range(6):
+            if i == 3:
+                loop.model.append(nn.Linear(12, 12))
+                with torch.no_grad():
+                    for p in loop.model[-1].parameters():
+                        p.fill_(0.01)
+            loop(4)
+    assert different(ours.state(), theirs.state()) == []
+    assert ours.runs.report.mode == "executed"
+
+
+def test_a_step_that_does_less_than_recorded_is_right():
+    ours, theirs = Loop(executor(Everything())), Loop()
+    for loop in (ours, theirs):
+        for i in range(7):
+            if i == 3:
+                del loop.model[-3:]
+            loop(4)
+    assert different(ours.state(), theirs.state()) == []
+    assert ours.runs.report.mode == "executed"
+
+
+def test_a_step_inside_a_step_is_refused():
+    runs = executor("baseline")
+    with runs.step(), pytest.raises(InvalidInput, match="inside another"), runs.step():
+        pass
+
+
+# -- modified after it was saved -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", [1, 2, 3, 4])
+@pytest.mark.parametrize("policy", [Everything(), "baseline"], ids=repr)
+def test_a_modification_after_the_save_is_refused_as_autograd_does(policy, when):
+    model = nn.Linear(6, 6)
+    runs = executor(policy)
+
+    def run(spoil):
+        y = model(torch.ones(2, 6)).sigmoid()
+        z = y.exp().sin()
+        loss = z.sum()
+        if spoil:
+            with torch.no_grad():
+                y.view(-1)[0] = 5.0  # sigmoid has saved it
+        loss.backward()
+
+    for _ in range(1, when):
+        with runs.step():
+            run(False)
+    message = "modified by an inplace operation"
+    with pytest.raises(RuntimeError, match=message):
+        run(True)  # plain
+    with pytest.raises(RuntimeError, match=message), runs.step():
+        run(True)
+    with runs.step():
+        run(False)  # the next step works
+
+
+def test_a_modification_is_noticed_though_the_bytes_are_away():
+    model = deep(6, 3)
+    runs = executor(Everything())
+    spoil = []
+
+    def catch(module, inputs, output):
+        if spoil:
+            spoil.append(output)
+
+    model[1].register_forward_hook(catch)
+
+    def run():
+        loss = model(torch.ones(2, 6)).sum()
+        for each in spoil[1:]:
+            with torch.no_grad():
+                each.add_(1.0)
+        del spoil[1:]
+        loss.backward()
+
+    for _ in range(3):
+        with runs.step():
+            run()
+    assert runs.report.done["gone"]
+    spoil.append(True)
+    with pytest.raises(RuntimeError, match="SigmoidBackward0"), runs.step():
+        run()
+
+
+# -- exceptions ------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+class Raise(torch.autograd.Function):
+    """Raises in backward while *armed*."""
+
+    armed: ClassVar[list] = []
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if Raise.armed:
+            raise Raise.armed.pop()
+        return gradient
+
+
+class Fragile(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = deep(8, 2), deep(8, 2)
+        self.forward_error = None
+
+    def forward(self, x):
+        y = self.first(x)
+        if self.forward_error is not None:
+            error, self.forward_error = self.forward_error, None
+            raise error
+        return self.second(Raise.apply(y))
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        (where, error)
+        for where in ("forward", "backward")
+        for error in (Stop, KeyboardInterrupt, torch.OutOfMemoryError, MemoryError)
+    ]
+    + [("no backward", Stop)],
+)
+def test_after_an_exception_the_next_step_works(step, where, error):
+    def train(runs):
+        torch.manual_seed(0)
+        model = Fragile()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def run(broken):
+            optimizer.zero_grad()
+            if broken and where == "forward":
+                model.forward_error = error()
+            if broken and where == "backward":
+                Raise.armed.append(error())
+            loss = model(torch.ones(3, 8)).sum()
+            if broken and where == "no backward":
+                return
+            loss.backward()
+            optimizer.step()
+
+        for i in range(7):
+            try:
+                if runs is None:
+                    run(i == step)
+                else:
+                    with runs.step():
+                        run(i == step)
+            except error:
+                assert i == step
+        return [*model.state_dict().items()]
+
+    runs = executor(Everything())
+    assert different(train(runs), train(None)) == []
+    assert runs.report.mode == "executed"
+    gc.collect()
+    assert [slabs.used_nbytes for slabs in runs.slabs.values()] == [0, 0]
+    x = torch.ones(2, requires_grad=True)
+    y = x.exp()
+    assert isinstance(y.grad_fn._saved_result, torch.Tensor)  # no hooks are left
+
+
+def test_a_graph_that_is_dropped_gives_everything_back():
+    model = deep()
+    runs = executor(Everything())
+    for i in range(6):
+        with runs.step():
+            loss = model(torch.ones(3, 12)).sum()
+            if i % 2 == 0:
+                loss.backward()
+        del loss
+        assert runs.slabs["host"].used_nbytes == 0
+
+
+def test_a_graph_that_outlives_its_step_still_works():
+    def train(runs):
+        torch.manual_seed(0)
+        model = deep()
+        kept = []
+        for i in range(5):
+            if runs is None:
+                kept.append(model(torch.full((3, 12), float(i))).sum())
+            else:
+                with runs.step():
+                    kept.append(model(torch.full((3, 12), float(i))).sum())
+        for loss in kept:
+            loss.backward()
+        return [(name, p.grad) for name, p in model.named_parameters()]
+
+    assert different(train(executor(Everything())), train(None)) == []
+
+
+# -- backward again --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [Everything(), "baseline", "liveness"], ids=repr)
+def test_a_retained_graph_and_a_gradient_of_a_gradient(policy):
+    def build():
+        model = deep(6, 2)
+
+        def loss():
+            x = torch.linspace(0, 1, 12).view(2, 6).requires_grad_()
+            y = model(x)
+            (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+            y.pow(2).sum().backward(retain_graph=True)
+            y.sum().backward(retain_graph=True)
+            return slope.pow(2).sum() + y.mean()
+
+        return training(model, loss)
+
+    runs = executor(policy)
+    assert different(plain(build, 5), trained(build, runs, 5)) == []
+    assert runs.report.mode == "executed"
+    assert runs.differences == []
+
+
+def test_hooks_of_the_users_own_win():
+    def build():
+        model = deep(6, 3)
+        x = torch.linspace(0, 1, 12).view(2, 6)
+
+        def loss():
+            with torch.autograd.graph.save_on_cpu():
+                y = model[:4](x)
+            return model[4:](y).sum()
+
+        return training(model, loss)
+
+    runs = executor(Everything())
+    assert different(plain(build, 5), trained(build, runs, 5)) == []
+    assert runs.report.done["copy"] > 2
+
+
+# -- the tests can fail ----------------------------------------------------------------------------
+
+
+def spoiled(monkeypatch, name, change):
+    """Return what comes out wrong if a part of an entry is changed."""
+    runs = executor(Everything())
+    torch.manual_seed(0)
+    step = PROGRAMS["residual"]()
+    for _ in range(2):
+        with runs.step():
+            step()
+    monkeypatch.setattr(Entry, name, change)
+    with runs.step():
+        step()
+    runs.backend.drain()
+    return different(plain(PROGRAMS["residual"], 3), state(step)), runs.backend.lost
+
+
+def test_without_the_fence_before_the_drop_gradients_are_wrong(monkeypatch):
+    def no_fence(self):
+        self._copying.clear()
+
+    wrong, _ = spoiled(monkeypatch, "_fence", no_fence)
+    assert any(name.endswith("grad") for name in wrong)
+
+
+def test_without_waiting_for_a_fetch_gradients_are_wrong(monkeypatch):
+    wrong, _ = spoiled(monkeypatch, "_arrive", lambda self: None)
+    assert any(name.endswith("grad") for name in wrong)
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_an_entry_that_goes_waits_for_its_fetch(guarded, monkeypatch):
+    if not guarded:
+        monkeypatch.setattr(Entry, "__del__", lambda self: None)
+    backend = EmulatedBackend()
+    slabs = Slabs(backend, "host", 1 << 12, 1 << 12)
+    storage = torch.ones(64).untyped_storage()
+    entry = Entry(backend, 0, storage, 0, 0)
+    entry.copy(slabs.take(256), "host")
+    entry.drop()
+    entry.fetch("host")
+    del entry
+    backend.drain()
+    assert backend.lost == (0 if guarded else 1)
+
+
+def test_a_block_that_is_taken_before_its_copy_ended_is_noticed(monkeypatch):
+    monkeypatch.setattr(Slabs, "_busy", lambda self, tickets: ())
+    backend = EmulatedBackend()
+    slabs = Slabs(backend, "host", 1 << 12, 1 << 12)
+
+    def entry(value):
+        storage = torch.full((64,), value).untyped_storage()
+        return Entry(backend, 0, storage, 0, 0), storage
+
+    first, there = entry(1.0)
+    first.copy(slabs.take(256), "host")
+    first.drop()
+    del there
+    first.fetch("host")
+    first.blocks.clear()  # discarded, with the fetch under way
+    second, kept = entry(2.0)
+    second.copy(slabs.take(256), "host")
+    alias = torch.empty(0)
+    first.show(alias, View(torch.float32, (64,), (1,), 0))
+    del kept
+    assert not torch.equal(alias, torch.ones(64))
+    monkeypatch.undo()
+
+
+# -- no room ---------------------------------------------------------------------------------------
+
+
+def test_a_host_without_room_keeps_what_it_cannot_take_and_says_so():
+    modes, runs = compare([64] * 5, host_memory=6 * 1024)
+    assert modes[-1] == "executed"
+    done = runs.report.done
+    assert done["kept"] + done.get("copy", 0) == runs.report.planned["copy"]
+    assert done["kept"] > 0
+    assert runs.slabs["host"].held_nbytes <= 6 * 1024
+    assert any("no room" in notice for notice in runs.notices)
+    assert any("too small to record" in notice for notice in runs.notices)
+
+
+def test_a_schedule_that_does_not_fit_is_refused_before_the_step():
+    _, roomy = compare([64] * 3, "liveness")
+    need = roomy.plans[0].ledger.device_peak_nbytes
+    runs = executor("liveness", budget=need - 1)
+    loop = Loop(runs)
+    loop(64)
+    loop(64)
+    before = state(Training(loop.model, lambda: None, loop.optimizer))
+    for _ in range(2):
+        with pytest.raises(DoesNotFit, match=r"1 bytes are missing at '.+'; give more"):
+            loop(64)
+    after = state(Training(loop.model, lambda: None, loop.optimizer))
+    assert different(before, after) == []
+
+
+def test_a_budget_that_no_policy_keeps_is_refused_with_the_operation():
+    loop = Loop(executor("liveness+cache", budget="1KiB"))
+    loop(64)
+    loop(64)
+    with pytest.raises(DoesNotFit, match=r"operation '.+' alone"):
+        loop(64)
+
+
+@pytest.mark.parametrize(
+    "policy", ["superneurons", "recompute", "liveness+offload+recompute:strategy=speed"]
+)
+def test_recomputation_is_refused_before_anything_runs(policy):
+    with pytest.raises(Unsupported, match="cannot do yet; take one that keeps or offloads"):
+        executor(policy)
+
+
+def test_a_tier_that_the_device_does_not_have_is_refused():
+    loop = Loop(executor(Everything(tier="peer"), backend=EmulatedBackend(("host",))))
+    loop(4)
+    loop(4)
+    with pytest.raises(InvalidInput, match=r"sends storages to 'peer'.* it has: host"):
+        loop(4)
+
+
+# -- nothing leaks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [Everything(), "baseline", "liveness+offload"], ids=repr)
+def test_a_thousand_steps_leave_nothing(policy):
+    torch.manual_seed(0)
+    step = PROGRAMS["chain"]()
+    runs = executor(policy)
+    counts = []
+    for i in range(1000):
+        with runs.step():
+            step()
+        if i in (99, 999):
+            gc.collect()
+            counts.append(len(gc.get_objects()))
+            used = [(slabs.used_nbytes, slabs.held_nbytes) for slabs in runs.slabs.values()]
+            counts.append(used)
+    assert runs.report.mode == "executed"
+    assert counts[0] >= counts[2] - 2
+    assert counts[1] == counts[3]
+
+
+def test_a_step_needs_no_garbage_collector():
+    model = deep()
+    runs = executor(Everything())
+    gc.disable()
+    try:
+        for _ in range(5):
+            with runs.step():
+                y = model(torch.ones(3, 12)).exp()
+                there = weakref.ref(y.untyped_storage())
+                y.sum().backward()
+            del y
+            assert there() is None
+            assert runs.slabs["host"].used_nbytes == 0
+    finally:
+        gc.enable()
+
+
+def test_an_executor_that_is_let_go_of_goes():
+    runs = executor(Everything())
+    Loop(runs)(4)
+    gone = weakref.ref(runs.backend)
+    del runs
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_step_that_computes_on_streams_of_its_own_is_refused():
+    class Beside(EmulatedBackend):
+        def computes_here(self):
+            return False
+
+    loop = Loop(executor(Everything(), backend=Beside()))
+    with pytest.raises(Unsupported, match="on one stream"):
+        loop(4)
+
+
+def test_cross_entropy_under_autocast():
+    def build():
+        model = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 5))
+
+        def loss():
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = model(torch.linspace(0, 1, 24).view(3, 8))
+            return F.cross_entropy(y.float(), torch.tensor([0, 1, 2]))
+
+        return training(model, loss)
+
+    runs = executor(Everything())
+    assert different(plain(build, 5), trained(build, runs, 5)) == []

@@ -1,0 +1,70 @@
+"""Two processes that train together, each under an executor of its own: bitwise as without one."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.distributed as dist  # noqa: E402
+import torch.multiprocessing as mp  # noqa: E402
+from torch import nn  # noqa: E402
+
+STEPS = 6
+
+
+def train(rank, runs, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 32), nn.BatchNorm1d(32), nn.Sigmoid(), nn.Dropout(0.2), nn.Linear(32, 3)
+    )
+    replica = nn.parallel.DistributedDataParallel(model, **options)
+    optimizer = torch.optim.Adam(replica.parameters(), lr=0.01)
+    batches = torch.randn(STEPS, 2, 8, 6, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(2 + rank)
+    for batch in batches:
+        x = batch[rank]
+        if runs is None:
+            step(replica, optimizer, x)
+        else:
+            with runs.step(x):
+                step(replica, optimizer, x)
+    grads = [(name, p.grad) for name, p in model.named_parameters()]
+    return [*model.state_dict().items(), *grads, ("random", torch.get_rng_state())]
+
+
+def step(replica, optimizer, x):
+    optimizer.zero_grad()
+    replica(x).pow(2).mean().backward()
+    optimizer.step()
+
+
+def work(rank, port, results):
+    from training import Everything, different, executor
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        for options in ({}, {"gradient_as_bucket_view": True}):
+            runs = executor(Everything())
+            found = different(train(rank, runs, **options), train(rank, None, **options))
+            results.put((rank, found, runs.report.mode, runs.report.done, runs.notices))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_train_as_without_an_executor(unused_port):
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    mp.spawn(work, (unused_port, results), nprocs=2)
+    for _ in range(4):
+        _, different, mode, done, notices = results.get()
+        assert (different, mode, notices) == ([], "executed", [])
+        assert done["copy"] >= done["fetch"] == done["gone"] > 1
+
+
+@pytest.fixture
+def unused_port():
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

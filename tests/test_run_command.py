@@ -1,0 +1,64 @@
+"""`superneurons run`: a user's step under a policy, from the shell."""
+
+import json
+
+import pytest
+
+pytest.importorskip("torch")
+
+from commandline import refuse, run, succeed
+
+MODEL = "superneurons.zoo:small_cnn:batch=1,image=16,stages=1"
+
+
+def test_it_records_executes_and_says_what_it_cost():
+    lines = succeed("run", MODEL, "--policy", "liveness+offload:release=immediate").splitlines()
+    assert [line.split(",")[0] for line in lines[:5]] == [
+        "step 0: safe",
+        "step 1: recorded",
+        "step 2: executed",
+        "step 3: executed",
+        "step 4: executed",
+    ]
+    assert "the links were measured" in lines[5]
+    assert lines[6].startswith("small_cnn-batch1-image16-stages1 under liveness+offload:release")
+    assert lines[6].endswith("predicted, not measured here")
+
+
+def test_each_run_is_a_line_of_json(tmp_path):
+    log = tmp_path / "runs.jsonl"
+    for _ in range(2):
+        succeed(
+            "run", MODEL, "--policy", "liveness", "--machine", "h200", "--steps", "3",
+            "--budget", "64MiB", "--log", str(log),
+        )  # fmt: skip
+    first, second = [json.loads(line) for line in log.read_text().splitlines()]
+    assert first["predicted_peak_bytes"] == second["predicted_peak_bytes"] > 0
+    assert (first["policy"], first["budget_bytes"], first["machine"]) == (
+        "liveness",
+        64 << 20,
+        "h200",
+    )
+    assert {"date", "torch", "python"} <= first["versions"].keys()
+    assert [step["mode"] for step in first["steps"]] == ["safe", "recorded", "executed"]
+
+
+def test_json_is_all_that_is_printed():
+    printed = succeed("run", MODEL, "--policy", "baseline", "--steps", "3", "--json")
+    assert json.loads(printed)["steps"][2]["mode"] == "executed"
+
+
+def test_what_cannot_be_run_is_refused_in_one_sentence():
+    assert "cannot do yet" in refuse("run", MODEL, "--policy", "superneurons")
+    assert "run at least 3" in refuse("run", MODEL, "--policy", "liveness", "--steps", "0")
+    assert "no policy" in refuse("run", MODEL, "--policy", "nonsense")
+    assert "names no function" in refuse("run", "small_cnn", "--policy", "liveness")
+
+
+def test_a_budget_that_is_too_small_is_told_with_operation_and_bytes():
+    result = run("run", MODEL, "--policy", "liveness", "--machine", "h200", "--budget", "64KiB")
+    assert result.exit_code == 2
+    assert result.stdout.splitlines()[-1].startswith("step 1: recorded")
+    (line,) = result.stderr.splitlines()
+    assert "bytes more" in line
+    assert "operation '" in line
