@@ -9,8 +9,8 @@
 
 Required are the figures in `REQUIRED`; those in `OPTIONAL` may be there. A tier is described by the
 four figures `TIER_memory`, `device_to_TIER`, `TIER_to_device` and `TIER_latency`, and may have
-`TIER_duplex`; every machine has the tier `host`. The command line may override any figure:
-`k40c:host_to_device=12GB/s`.
+those of `TIER_OPTIONAL`; every machine has the tier `host`. The command line may override any
+figure: `k40c:host_to_device=12GB/s`.
 """
 
 import re
@@ -46,8 +46,9 @@ TIER: Final = {
     "{}_to_device": "bytes per second",
     "{}_latency": "ns",
 }
+TIER_OPTIONAL: Final = ("{}_duplex", "{}_pages", "{}_pageable_rate")
 _TIER_NAME: Final = re.compile(
-    r"device_to_(\w+)|(\w+)_to_device|(\w+)_(?:latency|duplex)|((?!device_)\w+)_memory"
+    r"device_to_(\w+)|(\w+)_to_device|(\w+)_(?:latency|duplex|pages|pageable_rate)|((?!device_)\w+)_memory"
 )
 
 
@@ -117,7 +118,7 @@ class _Reader:
 
     def machine(self) -> Machine:
         tiers = self._tier_names()
-        known = {key.format(tier) for tier in tiers for key in (*TIER, "{}_duplex")}
+        known = {key.format(tier) for tier in tiers for key in (*TIER, *TIER_OPTIONAL)}
         known |= {*REQUIRED, *OPTIONAL}
         for key in self._figures:
             if key not in known:
@@ -160,16 +161,32 @@ class _Reader:
             raise InvalidMachine(
                 f"{self._where}: {tier}_duplex is {duplex!r}; it is one of: full, half"
             )
+        nbytes = self._quantity(f"{tier}_memory", "bytes")
+        out_rate, in_rate = self._rates(tier)
         return Tier(
             name=tier,
-            nbytes=self._quantity(f"{tier}_memory", "bytes"),
+            nbytes=nbytes,
             link=Link(
-                out_bytes_per_s=self._positive(f"device_to_{tier}", "bytes per second"),
-                in_bytes_per_s=self._positive(f"{tier}_to_device", "bytes per second"),
+                out_bytes_per_s=out_rate,
+                in_bytes_per_s=in_rate,
                 latency_ns=self._quantity(f"{tier}_latency", "ns"),
                 duplex="half" if duplex == "half" else "full",
             ),
         )
+
+    def _rates(self, tier: str) -> tuple[int, int]:
+        """Return the rates to a tier and back: to pageable memory no more than its own."""
+        out_rate = self._positive(f"device_to_{tier}", "bytes per second")
+        in_rate = self._positive(f"{tier}_to_device", "bytes per second")
+        pages = self._text(f"{tier}_pages", "pinned")
+        if pages not in ("pinned", "pageable"):
+            raise InvalidMachine(
+                f"{self._where}: {tier}_pages is {pages!r}; it is one of: pinned, pageable"
+            )
+        if pages == "pinned":
+            return out_rate, in_rate
+        most = self._positive(f"{tier}_pageable_rate", "bytes per second")
+        return min(out_rate, most), min(in_rate, most)
 
     def _text(self, key: str, default: str | None = None) -> str:
         figure = self._figures.get(key)

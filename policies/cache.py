@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Cache(Component):
-    """Keep tensors on the device while they fit; evict the least recently used to a *tier*.
+    """Keep tensors on the device while they fit; evict the least recently used to a *tier*, the
+    first of several that has room.
 
     The paper's Algorithm 2: what the operation at hand needs is locked, eviction goes from the back
     of the list until there is room. A tensor that would come back by recomputation is dropped
@@ -25,17 +26,17 @@ class Cache(Component):
 
     name: ClassVar[str] = "cache"
 
-    tier: str = "host"
+    tier: tuple[str, ...] = ("host",)
 
     def begin(self, walk: "Walk") -> Part:
         """Return the list of one walk, empty."""
-        walk.require_tier(self.tier, "cache")
+        walk.require_tiers(self.tier, "cache")
         return _Cache(self.tier, walk)
 
 
 class _Cache(Part):
-    def __init__(self, tier: str, walk: "Walk") -> None:
-        self._tier = tier
+    def __init__(self, tiers: tuple[str, ...], walk: "Walk") -> None:
+        self._tiers = tiers
         self._walk = walk
         self._used = Turns(walk)  # least recently used first
         self._later: dict[int, dict[int, None]] = {}  # by the place from which they may leave
@@ -59,7 +60,7 @@ class _Cache(Part):
         walk = self._walk
         for s in self._used.leaving():
             if walk.alive(s) and not walk.droppable(s) and not walk.stored(s):
-                yield Copy(s, self._tier)
+                yield Copy(s, walk.tier_for(s, self._tiers))
             yield Free(s)
             if walk.resident(s):  # the tier is full: to try all others each time is quadratic
                 return

@@ -22,8 +22,9 @@ class Offload(Component):
     """Copy checkpoints to a tier after their last forward use; fetch them back ahead of backward.
 
     A checkpoint is the output of an operation of one of *kinds* (paper, section 3.3). It comes back
-    *lookahead* operations before the first that needs it; the paper's Fig. 10b is exactly 3. When
-    its device copy goes is *release*:
+    *lookahead* operations before the first that needs it; the paper's Fig. 10b is exactly 3. Of
+    several tiers (`tier=host/peer`) the first that has room is taken. When the device copy goes is
+    *release*:
 
     immediate  right after the last forward use, as in Fig. 10b: the compute lane waits for the copy
     a number   that many operations later
@@ -36,7 +37,7 @@ class Offload(Component):
 
     kinds: tuple[str, ...] = CHECKPOINT_KINDS
     lookahead: int = 3
-    tier: str = "host"
+    tier: tuple[str, ...] = ("host",)
     release: str = "arrival"
     in_flight: NBytes | None = None
 
@@ -61,7 +62,7 @@ class Offload(Component):
 
     def begin(self, walk: "Walk") -> Part:
         """Claim the checkpoints that are needed again after forward."""
-        walk.require_tier(self.tier, "offload")
+        walk.require_tiers(self.tier, "offload")
         return _Offload(self, walk)
 
 
@@ -101,7 +102,7 @@ class _Offload(Part):
             self._due.extend(self._coming.pop(op))
         while self._due:
             s = self._due[0]
-            yield Fetch(s, self._policy.tier)
+            yield Fetch(s, self._walk.tier_of(s) or self._policy.tier[0])
             if self._walk.alive(s) and not self._walk.resident(s):
                 return  # no room yet: those behind it wait as well
             self._due.popleft()
@@ -110,7 +111,7 @@ class _Offload(Part):
         if waiting is not None:
             return
         for s in self._leaving.get(op, ()):
-            yield Copy(s, self._policy.tier)
+            yield Copy(s, self._walk.tier_for(s, self._policy.tier))
             self._sent.add(s)
             self._outgoing.append((op, s))
             self._outgoing_nbytes += self._walk.facts.nbytes[s]

@@ -28,7 +28,7 @@ class SuperNeurons(Component):
     name: ClassVar[str] = "superneurons"
 
     strategy: Literal["speed", "memory", "cost"] = "cost"
-    tier: str = "host"
+    tier: tuple[str, ...] = ("host",)
 
     @property
     def needs(self) -> frozenset[str]:

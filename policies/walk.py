@@ -45,6 +45,13 @@ class Walk:
                 f"{who}: machine {self.machine.name!r} has no tier {tier!r}; it has: {there}"
             )
 
+    def require_tiers(self, tiers: tuple[str, ...], who: str) -> None:
+        """Refuse tiers of which the machine lacks one, or none at all. Raises InvalidInput."""
+        if not tiers:
+            raise InvalidInput(f"{who}: no tier is given; name one or more, tier=host/peer")
+        for tier in tiers:
+            self.require_tier(tier, who)
+
     def claim(self, storage: int, part: "Part") -> bool:
         """Ask to see to a managed storage during its idle time; the first who asks gets it."""
         return self.facts.managed[storage] and self._owner.setdefault(storage, part) is part
@@ -102,6 +109,18 @@ class Walk:
     def stored(self, storage: int) -> bool:
         """Whether some tier holds a storage as it is now on the device."""
         return self._draft.tier_of(storage, self.ledger.version[storage]) != ""
+
+    def tier_of(self, storage: int) -> str:
+        """Return a tier that holds an absent storage as it is to come back; "" if none does."""
+        return self._draft.tier_of(storage, self._draft.absent.get(storage, -1))
+
+    def tier_for(self, storage: int, tiers: tuple[str, ...]) -> str:
+        """Return the first of *tiers* that has room for a storage; the last if none has."""
+        ledger, nbytes = self.ledger, self.facts.nbytes[storage]
+        for tier in tiers[:-1]:
+            if ledger.tier_nbytes[tier] + nbytes <= ledger.capacity[tier]:
+                return tier
+        return tiers[-1]
 
     def pinned(self, storage: int) -> bool:
         """Whether the instruction at hand, or an operation that waits, needs a storage here."""

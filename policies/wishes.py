@@ -95,9 +95,11 @@ class Wishes:
             and self._walk.alive(s)
             and facts.packed[s] <= self._walk.done + 1
             and ledger.copies[tier][s] != ledger.version[s]
-            and ledger.tier_nbytes[tier] + facts.nbytes[s] <= ledger.capacity[tier]
         ):
-            self._draft.copy(wish)
+            if ledger.tier_nbytes[tier] + facts.nbytes[s] <= ledger.capacity[tier]:
+                self._draft.copy(wish)
+            else:
+                ledger.full.add(tier)
 
     def _fetch(self, wish: Fetch) -> None:
         s, ahead = wish.storage, self._walk.done + 1

@@ -28,7 +28,8 @@ class Report(Struct, frozen=True, kw_only=True):
     `copy_out_ns` and `copy_in_ns` are the busy times of the busiest copy lane each way;
     `allocator_ns` is what the host spends in the driver's allocator, its waits for the device not
     counted. A step that does not fit is `short_bytes` short at worst, at operation `short_op`;
-    `why` says so in words.
+    `full_tiers` had no room for what they were to take, so that it stayed on the device; `why` says
+    so in words.
     """
 
     trace: str
@@ -40,6 +41,7 @@ class Report(Struct, frozen=True, kw_only=True):
     why: str
     short_bytes: int
     short_op: str | None
+    full_tiers: tuple[str, ...] = ()
     step_peak_bytes: int
     step_peak_op: str | None
     step_peak_live_tensors: int

@@ -36,6 +36,7 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
     short_nbytes: int
     short_op: str | None
     instructions: list[tuple[str | int, ...]]
+    full_tiers: tuple[str, ...] = ()
 
 
 def write_schedule(schedule: Schedule, trace: Trace, path: Path | str) -> None:
@@ -55,7 +56,8 @@ def write_schedule(schedule: Schedule, trace: Trace, path: Path | str) -> None:
             "short_nbytes": schedule.short_nbytes,
             "short_op": short_op,
             "instructions": [spell(step, facts) for step in schedule.instructions],
-        },
+        }
+        | ({"full_tiers": schedule.full_tiers} if schedule.full_tiers else {}),
     )
 
 
@@ -89,6 +91,7 @@ def read_schedule(path: Path | str, trace: Trace) -> Schedule:
         instructions=steps,
         short_nbytes=content.short_nbytes,
         short_op=short_op,
+        full_tiers=content.full_tiers,
     )
 
 

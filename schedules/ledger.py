@@ -21,6 +21,7 @@ class Ledger:
 
     *version* is, for each storage, the version on the device (-1: none); *copies* the same for
     each tier. *short* is by how many bytes *limit* was exceeded at worst, at operation *short_op*.
+    Whoever decides may note in *full* which tiers had no room for what they were to take.
     """
 
     def __init__(self, facts: Facts, limit: int, tiers: Mapping[str, int]) -> None:
@@ -43,6 +44,7 @@ class Ledger:
         self.rerun_ops = 0
         self.short = max(0, self.device_nbytes - limit)
         self.short_op = 0 if self.short and facts.op_count else -1
+        self.full: set[str] = set()
         self._next_op = 0
         self._inside = facts.inside_nbytes
 

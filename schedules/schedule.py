@@ -15,7 +15,8 @@ class Schedule(Struct, frozen=True, kw_only=True, eq=False):
 
     It runs in *limit_nbytes* of device memory and in the *tiers*' capacities. *budget_nbytes* is
     the limit that was asked for, None if it is simply the machine's memory. A policy that could not
-    keep to the limit says by how many bytes it is *short* at worst, and at which operation.
+    keep to the limit says by how many bytes it is *short* at worst, and at which operation, and
+    which tiers were *full* when they were to take more: that is told, not proved.
     """
 
     trace: str
@@ -27,6 +28,7 @@ class Schedule(Struct, frozen=True, kw_only=True, eq=False):
     instructions: Sequence[Instruction]
     short_nbytes: int = 0
     short_op: int = -1
+    full_tiers: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -49,4 +51,5 @@ class Schedule(Struct, frozen=True, kw_only=True, eq=False):
             instructions=instructions,
             short_nbytes=ledger.short,
             short_op=ledger.short_op,
+            full_tiers=tuple(tier for tier in ledger.capacity if tier in ledger.full),
         )

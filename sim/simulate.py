@@ -87,6 +87,8 @@ def _report(
             f"{schedule.policy}: short of {format_bytes(short)} ({short} bytes) at worst{where}; "
             f"the limit is {format_bytes(limit)}"
         )
+        if schedule.full_tiers:
+            why += f"; no room was left in: {', '.join(schedule.full_tiers)}"
     return Report(
         trace=trace.name,
         policy=schedule.policy,
@@ -97,6 +99,7 @@ def _report(
         why=why,
         short_bytes=max(short, 0),
         short_op=short_op,
+        full_tiers=schedule.full_tiers,
         step_peak_bytes=ledger.step_nbytes[peak_op] if names else 0,
         step_peak_op=names[peak_op] if names else None,
         step_peak_live_tensors=ledger.step_tensors[peak_op] if names else 0,

@@ -494,7 +494,7 @@ def test_only_one_policy_at_a_time_is_saved(tmp_path):
     ("command", "names"),
     [
         ("traces", ["alexnet", "chain", "random"]),
-        ("machines", ["h200", "k40c", "titan-xp"]),
+        ("machines", ["h200", "k40c", "k40c-cluster", "titan-xp"]),
         ("policies", ["baseline", "cache", "liveness", "offload", "recompute", "superneurons"]),
     ],
 )
@@ -553,7 +553,7 @@ BAD_INPUT = [
     ),
     pytest.param(
         ("machines", "k40"),
-        "no machine 'k40'; there are: h200, k40c, titan-xp",
+        "no machine 'k40'; there are: h200, k40c, k40c-cluster, titan-xp",
         id="figures-of-an-unknown-machine",
     ),
     pytest.param(("simulate", *SMALL, "--policy", "offlaod"), NO_POLICY, id="unknown-policy"),
@@ -570,7 +570,7 @@ BAD_INPUT = [
     ),
     pytest.param(
         ("simulate", "alexnet", "--machine", "k40"),
-        "no machine 'k40'; there are: h200, k40c, titan-xp, or give a .yaml file",
+        "no machine 'k40'; there are: h200, k40c, k40c-cluster, titan-xp, or give a .yaml file",
         id="unknown-machine",
     ),
     pytest.param(

@@ -51,7 +51,7 @@ def refusal(path: Path, overrides: dict[str, str] | None = None) -> str:
 
 
 def test_the_machines_of_the_paper_and_the_one_at_hand_are_built_in():
-    assert machine_names() == ["h200", "k40c", "titan-xp"]
+    assert machine_names() == ["h200", "k40c", "k40c-cluster", "titan-xp"]
 
 
 @pytest.mark.parametrize("name", machine_names())
@@ -80,7 +80,7 @@ def test_an_unknown_machine_is_answered_with_those_that_exist():
     with pytest.raises(UnknownName) as caught:
         find_machine("p100")
     assert str(caught.value) == (
-        "no machine 'p100'; there are: h200, k40c, titan-xp, or give a .yaml file"
+        "no machine 'p100'; there are: h200, k40c, k40c-cluster, titan-xp, or give a .yaml file"
     )
 
 
@@ -153,7 +153,8 @@ def test_an_unknown_figure_is_answered_with_those_that_mean_something(tmp_path):
     assert refusal(written(tmp_path, memory="12GiB")) == (
         "figure 'memory' means nothing here; there are: allocator, compute_rate, device_memory, "
         "device_to_host, free_time, gpu, half_rate, host_duplex, host_latency, host_memory, "
-        "host_to_device, launch_time, malloc_time, memory_rate, tf32_rate"
+        "host_pageable_rate, host_pages, host_to_device, launch_time, malloc_time, memory_rate, "
+        "tf32_rate"
     )
 
 
