@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .commands import paper
+from .commands import ablate, paper
 from .errors import IllegalSchedule, InvalidInput, MissingExtra, PolicyFailed, SuperneuronsError
 
 
@@ -30,6 +30,7 @@ def main() -> None:
     """Simulate GPU-memory schedules for DNN training: what a memory policy costs."""
 
 
+main.add_command(ablate)
 main.add_command(paper)
 
 

@@ -6,21 +6,26 @@ from ..notation import format_bytes, format_ns
 from .report import Report
 
 
-def print_table(reports: Sequence[Report]) -> None:
-    """Print one row a report, and below it in words what does not fit."""
+def print_table(reports: Sequence[Report], variants: Sequence[str] | None = None) -> None:
+    """Print one row a report, and below it in words what does not fit.
+
+    Reports of one step are told apart by their policies, or by the names of *variants*.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     width = None if Console().is_terminal else 120
     console = Console(width=width, highlight=False, markup=False, emoji=False)
-    table = Table(box=SIMPLE_HEAD, title=_title(reports[0]), title_justify="left", pad_edge=False)
-    table.add_column("policy", overflow="fold")
+    title = _title(reports[0]) if variants is None else None
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    table.add_column("policy" if variants is None else "variant", overflow="fold")
     for column in ("step peak", "device peak", "reserved", "fits", "step time", "stall"):
         table.add_column(column, justify="right", no_wrap=True)
-    for report in reports:
+    names = [report.policy for report in reports] if variants is None else variants
+    for name, report in zip(names, reports, strict=True):
         table.add_row(
-            report.policy,
+            name,
             format_bytes(report.step_peak_bytes),
             format_bytes(report.device_peak_bytes),
             format_bytes(report.reserved_peak_bytes),
