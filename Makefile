@@ -29,6 +29,7 @@ bench: $(VENV)/dev
 	$(BIN)/python bench/start.py
 	$(BIN)/python bench/speed.py
 	$(BIN)/python bench/readers.py
+	$(BIN)/python bench/headline.py
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info
