@@ -268,3 +268,21 @@ def test_what_is_no_table_or_figure_is_refused_in_one_sentence():
     assert result.exit_code == 2
     assert "no table or figure 'fig9'; there are: table1, " in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_computed(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(main, ["paper", "table1", "--out", str(tmp_path / "file" / "docs")])
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert "cannot be written into: Not a directory" in result.output
+
+
+def test_without_matplotlib_a_page_is_refused_and_tables_are_printed(tmp_path, monkeypatch):
+    from superneurons.studies.paper import plots
+
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    result = CliRunner().invoke(main, ["paper", "table1", "--out", str(tmp_path)])
+    assert (result.exit_code, result.output.count("\n")) == (2, 1)
+    assert "superneurons[plot]" in result.output
+    assert CliRunner().invoke(main, ["paper", "table1"]).exit_code == 0

@@ -2,7 +2,7 @@
 
 from .catalog import EXHIBITS, exhibit_names
 from .exhibit import Exhibit, Panel, Row, Table
-from .page import write_page
+from .page import prepare, write_page
 from .printed import printed
 from .terminal import print_exhibit
 
@@ -13,6 +13,7 @@ __all__ = [
     "Row",
     "Table",
     "exhibit_names",
+    "prepare",
     "print_exhibit",
     "printed",
     "write_page",

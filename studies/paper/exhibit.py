@@ -86,9 +86,11 @@ class Table(Struct, frozen=True, kw_only=True):
             return "-"
         if gap == 0:
             return "0"
+        digits, unit = self.digits, ""
         if self.compare == "percent":
-            return f"{gap:+.3f} %" if self.tolerance is not None else f"{gap:+.1f} %"
-        return f"{gap:+.{self.digits}f}"
+            digits, unit = (1, " %") if self.tolerance is None else (3, " %")
+        shown = round(gap, digits) + 0.0  # no negative zero
+        return f"{shown:{'+' if shown else ''}.{digits}f}{unit}"
 
 
 Series = dict[str, tuple[tuple[float, ...] | tuple[str, ...], tuple[float, ...]]]

@@ -6,13 +6,26 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
+from ...errors import InvalidInput
 from ...notation.files import write_bytes
 from .exhibit import Exhibit, Table
-from .plots import draw
+from .plots import draw, require_matplotlib
 
 PAGE: Final = "paper.md"
 PLOTS: Final = "paper"
 _SECTION: Final = re.compile(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->\n", re.DOTALL)
+
+
+def prepare(folder: Path) -> None:
+    """Make the folders that a page is written into.
+
+    Raises MissingExtra without matplotlib, InvalidInput if they cannot be made.
+    """
+    require_matplotlib()
+    try:
+        (folder / PLOTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"{folder}: cannot be written into: {error.strerror}") from None
 
 
 def write_page(exhibits: Sequence[Exhibit], folder: Path) -> list[Path]:
@@ -21,8 +34,8 @@ def write_page(exhibits: Sequence[Exhibit], folder: Path) -> list[Path]:
     Sections of exhibits that are not given stay as they are in the page that is there. Raises
     MissingExtra without matplotlib, InvalidInput if a file cannot be written.
     """
+    prepare(folder)
     drawn = {exhibit.name: draw(exhibit) for exhibit in exhibits if exhibit.panels}
-    (folder / PLOTS).mkdir(parents=True, exist_ok=True)
     written = []
     for name, image in drawn.items():
         written.append(folder / PLOTS / f"{name}.png")

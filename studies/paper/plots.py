@@ -1,5 +1,6 @@
 """Exhibits drawn: one image each, a panel for each part."""
 
+from importlib.util import find_spec
 from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
@@ -23,14 +24,19 @@ _COLOURS: Final = {
 }
 
 
-def draw(exhibit: Exhibit) -> bytes:
-    """Return an exhibit's panels as a PNG. Raises MissingExtra without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+def require_matplotlib() -> None:
+    """Refuse to begin what will be drawn in the end. Raises MissingExtra without matplotlib."""
+    if find_spec("matplotlib") is None:
         raise MissingExtra(
             "a plot needs matplotlib; install it with: pip install 'superneurons[plot]'"
-        ) from None
+        )
+
+
+def draw(exhibit: Exhibit) -> bytes:
+    """Return an exhibit's panels as a PNG. Raises MissingExtra without matplotlib."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     count = len(exhibit.panels)
     columns = min(count, _ABREAST)
     rows = -(-count // columns)
@@ -48,7 +54,7 @@ def draw(exhibit: Exhibit) -> bytes:
 def _draw(axes: "Axes", panel: Panel) -> None:
     if panel.kind == "lines":
         for label, (x, y) in panel.series.items():
-            line = "--" if label.startswith("printed") else "-"
+            line = "--" if label.startswith("printed ") else "-"
             marker = "o" if len(x) < 20 else ""
             axes.plot(
                 x,
@@ -56,7 +62,8 @@ def _draw(axes: "Axes", panel: Panel) -> None:
                 line,
                 label=label,
                 color=_COLOURS.get(label),
-                linewidth=1.2,
+                linewidth=4 if label == "printed" else 1.2,  # else what agrees would hide it
+                alpha=0.5 if label == "printed" else 1,
                 marker=marker,
                 markersize=3,
             )

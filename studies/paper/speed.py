@@ -95,7 +95,10 @@ def fig14() -> Exhibit:
             "The print does not show SuperNeurons ahead everywhere: MXNet is at VGG16's batches "
             "16, 48 and 64, ResNet50's 64 and 80, and ResNet101's 48.",
         ),
-        command="superneurons simulate resnet50:batch=144,algorithms=cudnn --machine titan-xp",
+        command=(
+            "superneurons simulate resnet50:batch=144,algorithms=cudnn "
+            f"--machine {titan_xp().name} --policy {POLICY}"
+        ),
     )
 
 

@@ -79,7 +79,10 @@ def table2() -> Exhibit:
             "convolutions gain most from Winograd's algorithms, which the authors' library may "
             "not have had, or not as fast.",
         ),
-        command="superneurons simulate resnet101:batch=16 --machine k40c:allocator=cudamalloc",
+        command=(
+            "superneurons simulate resnet101:batch=16,algorithms=cudnn "
+            f"--machine {k40c('cudamalloc').name} --policy {POLICY}"
+        ),
     )
 
 
@@ -184,5 +187,9 @@ def fig11() -> Exhibit:
         notes=(
             "The order of the print comes out, but for AlexNet and VGG16, the last two, which "
             "change places: these two compute longest for each byte that they offload.",
+        ),
+        command=(
+            "superneurons simulate resnet50:batch=32,algorithms=cudnn "
+            f"--machine {k40c().name} --policy {POLICY},{EAGER}"
         ),
     )

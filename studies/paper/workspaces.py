@@ -123,7 +123,8 @@ def fig12() -> Exhibit:
             "counts Winograd's algorithms are the fastest where the figure's forward wanted none.",
         ),
         command=(
-            "superneurons simulate alexnet:batch=300,algorithms=cudnn --machine k40c --budget 3GB"
+            "superneurons simulate alexnet:batch=500,algorithms=cudnn --budget 3GB "
+            f"--machine {k40c().name} --policy {POLICY} --schedule choices.json"
         ),
     )
 
