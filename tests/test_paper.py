@@ -10,12 +10,15 @@ import pytest
 from click.testing import CliRunner
 
 from superneurons.cli import main
+from superneurons.errors import DoesNotFit
 from superneurons.machines import find_machine
 from superneurons.policies import find_policy
 from superneurons.sim import simulate
 from superneurons.studies.paper import EXHIBITS, Row, Table, printed, write_page
+from superneurons.studies.paper.calibration import timed_network, with_room
 from superneurons.studies.paper.capacity import host_rule, widest
 from superneurons.studies.paper.page import section
+from superneurons.studies.paper.speed import report_of
 from superneurons.traces import find_trace
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -185,6 +188,20 @@ def test_less_memory_gives_smaller_workspaces_and_less_speed():
     assert small < large / 2
     speeds = list(computed("fig12", "Speed").values())
     assert speeds[0] < speeds[1]
+
+
+@pytest.mark.parametrize(("name", "batch"), [("resnet50", 144), ("vgg16", 144), ("alexnet", 1280)])
+def test_what_figure_14_tells_the_speed_of_fits_the_card_with_its_fragments(name, batch):
+    report = report_of(name, batch)
+    assert report.allocator == "pool"
+    assert report.reserved_peak_bytes <= 12 * 2**30
+    assert (report.copied_out_bytes > 0) == (name == "resnet50")
+
+
+def test_a_step_that_never_fits_the_pool_is_refused():
+    trace = timed_network("alexnet", 2_000)
+    with pytest.raises(DoesNotFit):
+        with_room(trace, find_machine("k40c:allocator=pool"), 10 * 2**30)
 
 
 def test_residual_networks_bend_within_one_step_of_the_figure():

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Final
 
+from ...errors import DoesNotFit
 from ...machines import Machine, find_machine
 from ...policies import decide, find_policy
 from ...reports import Report
@@ -29,6 +30,7 @@ NETWORK: Final = "resnet50"
 POLICY: Final = "superneurons"
 _PLAIN: Final = "liveness+workspace"
 _ROUNDS: Final = 30
+_ATTEMPTS: Final = 20
 
 
 def batch_of(name: str, others: int) -> int:
@@ -44,6 +46,22 @@ def timed_network(name: str, batch: int) -> Trace:
 def images_per_s(report: Report, batch: int) -> float:
     """Return the speed of training."""
     return batch * 1e9 / report.step_time_ns
+
+
+def with_room(trace: Trace, machine: Machine, budget: int | None = None) -> Report:
+    """Return the report of the whole stack in the largest of some budgets that the allocator keeps.
+
+    Policies count exact bytes; a pool loses some to fragments. What it is short of is taken off the
+    budget until it is short of nothing. Raises DoesNotFit if that does not come to an end.
+    """
+    policy, limit = find_policy(POLICY), budget or machine.device_nbytes
+    for _ in range(_ATTEMPTS):
+        report = simulate(trace, policy, machine, limit)
+        short = report.reserved_peak_bytes - (budget or machine.device_nbytes)
+        if short <= 0:
+            return report
+        limit -= short
+    raise DoesNotFit(f"{trace.name} does not fit {machine.name} in {limit} bytes")
 
 
 def time_shares(trace: Trace, machine: Machine) -> dict[str, float]:

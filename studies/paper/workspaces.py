@@ -7,9 +7,8 @@ from ...machines import Machine
 from ...notation import parse_bytes
 from ...policies import decide, find_policy
 from ...schedules import Run, Timing
-from ...sim import simulate
 from ...traces import Trace
-from .calibration import POLICY, images_per_s, k40c, timed_network
+from .calibration import POLICY, images_per_s, k40c, timed_network, with_room
 from .exhibit import Exhibit, Row, Table, bars
 from .networks import TITLES, data_nbytes, network
 from .printed import printed, unit
@@ -57,7 +56,8 @@ def fig12() -> Exhibit:
     for panel, figures in printed("fig12").items():
         batch, pool = figures.get("batch", INFERRED_BATCH), figures["pool"]
         trace, budget = timed_network("alexnet", batch), parse_bytes(pool)
-        taken, best = _taken(trace, budget), fastest(trace, k40c())
+        report = with_room(trace, k40c("exact"), budget)
+        taken, best = _taken(trace, report.limit_bytes), fastest(trace, k40c("exact"))
         first = len(assigned)
         for step, (got, top) in zip(steps, figures["workspace"], strict=True):
             op = trace.facts.op_index[f"conv{step[0]}" + (".backward" if step[1] == "b" else "")]
@@ -69,20 +69,17 @@ def fig12() -> Exhibit:
             for what, rows in (("assigned", assigned), ("wanted", wanted))
         ]
         if panel in printed("fig12", "speeds"):
-            report = simulate(trace, find_policy(POLICY), k40c(), budget)
+            figure = printed("fig12", "speeds")[panel]
             speeds.append(
-                Row(
-                    f"{panel}: batch {batch}, {pool}",
-                    printed("fig12", "speeds")[panel],
-                    images_per_s(report, batch),
-                )
+                Row(f"{panel}: batch {batch}, {pool}", figure, images_per_s(report, batch))
             )
     return Exhibit(
         name="fig12",
         title="Figure 12: workspaces of AlexNet's convolutions",
         method=(
             f"`{POLICY}` with `algorithms=cudnn` in a budget of 3 or 5 GB: at each step the "
-            "fastest algorithm whose workspace fits in what is left. Wanted is that of the fastest."
+            "fastest algorithm whose workspace fits in what is left. Wanted is that of the "
+            "fastest. Bytes are exact: fragments of a pool are not counted."
         ),
         calibration=f"{rates_told()} Of Figure 12 nothing was used but one batch, see below.",
         tables=(
@@ -124,13 +121,13 @@ def fig12() -> Exhibit:
         ),
         command=(
             "superneurons simulate alexnet:batch=500,algorithms=cudnn --budget 3GB "
-            f"--machine {k40c().name} --policy {POLICY} --schedule choices.json"
+            f"--machine {k40c('exact').name} --policy {POLICY} --schedule choices.json"
         ),
     )
 
 
 def _taken(trace: Trace, budget: int) -> dict[int, int]:
-    schedule = decide(find_policy(POLICY), trace, k40c(), budget).schedule
+    schedule = decide(find_policy(POLICY), trace, k40c("exact"), budget).schedule
     return {step.op: step.algorithm for step in schedule.instructions if isinstance(step, Run)}
 
 
