@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -132,7 +133,7 @@ def measure(name: str, batch: int, policies: Any) -> Iterator[dict[str, Any]]:
     """Yield a line for plain steps, and one for each policy."""
     with torch.device(DEVICE):
         step = getattr(zoo, name)(batch=batch)
-    plain = timed(lambda: run(step, None), 3)
+    plain = timed(step, 3)
     yield {"model": name, "batch": batch, "policy": "plain"} | plain
     for each in policies:
         policy, _, share = each.partition("@")
@@ -144,7 +145,7 @@ def measure(name: str, batch: int, policies: Any) -> Iterator[dict[str, Any]]:
             for _ in range(3):
                 run(step, executor)
             line["first_steps_s"] = round(time.perf_counter() - begin, 2)
-            found = timed(lambda: run(step, executor), 1)
+            found = timed(partial(run, step, executor), 1)
             line |= found | {"slower": round(found["step_ns"] / plain["step_ns"] - 1, 4)}
             line["planned_peak"] = executor.plans[0].ledger.device_peak_nbytes
             line["stall_ns"] = executor.report.stall_ns if executor.report else None
