@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import nullcontext
 from typing import ClassVar
 
 import pytest
@@ -385,6 +386,61 @@ def test_a_graph_that_is_dropped_gives_everything_back():
         assert runs.slabs["host"].used_nbytes == 0
 
 
+@pytest.mark.parametrize("policy", [Everything(), "baseline"], ids=repr)
+def test_a_graph_that_is_left_after_an_exception_keeps_only_its_own(policy):
+    model = deep(8, 2)
+    runs = executor(policy)
+    seen = []
+    model[1].register_forward_hook(
+        lambda module, inputs, output: seen.append(weakref.ref(output.untyped_storage()))
+    )
+
+    def run(broken):
+        seen.clear()
+        one, two = model(torch.ones(2, 8)).exp(), model(torch.zeros(2, 8)).exp()
+        if broken:
+            raise Stop(seen[0], two)
+        (one.sum() + two.sum()).backward()
+
+    for _ in range(3):
+        with runs.step():
+            run(False)
+    with pytest.raises(Stop) as caught, runs.step():
+        run(True)
+    gone, left = caught.value.args
+    del caught
+    assert gone() is None
+    with runs.step():
+        run(False)
+    model.zero_grad()
+    left.sum().backward()
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model(torch.zeros(2, 8)).exp().sum().backward()
+    assert all(map(torch.equal, found, [p.grad for p in model.parameters()]))
+
+
+def test_saves_that_no_longer_share_a_storage_are_told_apart():
+    def train(runs):
+        torch.manual_seed(0)
+        model = deep(8, 2)
+
+        def loss(shared):
+            y = model(torch.ones(2, 8))
+            z = y.view_as(y) if shared else y * 2.0
+            return y.sin().sum() + z.cos().sum()
+
+        for i in range(4):
+            with runs.step() if runs else nullcontext():
+                model.zero_grad()
+                loss(i < 3).backward()
+        return [(name, p.grad) for name, p in model.named_parameters()]
+
+    runs = executor(Everything())
+    assert different(train(runs), train(None)) == []
+    assert any("another storage" in notice for notice in runs.notices)
+
+
 def test_a_graph_that_outlives_its_step_still_works():
     def train(runs):
         torch.manual_seed(0)
@@ -491,28 +547,29 @@ def test_an_entry_that_goes_waits_for_its_fetch(guarded, monkeypatch):
     assert backend.lost == (0 if guarded else 1)
 
 
-def test_a_block_that_is_taken_before_its_copy_ended_is_noticed(monkeypatch):
-    monkeypatch.setattr(Slabs, "_busy", lambda self, tickets: ())
+@pytest.mark.parametrize("guarded", [True, False])
+def test_bytes_that_are_taken_before_their_copies_have_ended(guarded, monkeypatch):
+    if not guarded:
+        monkeypatch.setattr(Slabs, "_busy", lambda self, tickets: ())
     backend = EmulatedBackend()
     slabs = Slabs(backend, "host", 1 << 12, 1 << 12)
-
-    def entry(value):
-        storage = torch.full((64,), value).untyped_storage()
-        return Entry(backend, 0, storage, 0, 0), storage
-
-    first, there = entry(1.0)
-    first.copy(slabs.take(256), "host")
-    first.drop()
-    del there
-    first.fetch("host")
-    first.blocks.clear()  # discarded, with the fetch under way
-    second, kept = entry(2.0)
-    second.copy(slabs.take(256), "host")
-    alias = torch.empty(0)
-    first.show(alias, View(torch.float32, (64,), (1,), 0))
-    del kept
-    assert not torch.equal(alias, torch.ones(64))
-    monkeypatch.undo()
+    entries = []
+    for value in (1.0, 2.0):
+        storage = torch.full((128,), value).untyped_storage()
+        entry = Entry(backend, 0, storage, 0, 0)
+        entry.copy(slabs.take(512), "host")
+        entry.drop()
+        entry.fetch("host")
+        entries.append(entry)
+    for entry in entries:
+        entry.blocks.clear()  # discarded, with the fetch under way; the two join
+    whole = torch.full((1024,), 3.0)
+    third = Entry(backend, 0, whole.untyped_storage(), 0, 0)
+    third.copy(slabs.take(4096), "host")
+    for value, entry in zip((1.0, 2.0), entries, strict=True):
+        alias = torch.empty(0)
+        entry.show(alias, View(torch.float32, (128,), (1,), 0))
+        assert torch.equal(alias, torch.full((128,), value)) == guarded
 
 
 # -- no room ---------------------------------------------------------------------------------------
