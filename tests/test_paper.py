@@ -233,6 +233,11 @@ def test_what_differs_is_not_said_to_agree():
     assert shown.summary() == "1 of 2 agree exactly; the largest difference is 0.500."
 
 
+def test_what_has_no_counterpart_is_not_passed_over():
+    shown = Table(title="t", unit="u", rule="r", rows=(Row("a", 2.0, 3.0), Row("b", 2.0, None)))
+    assert shown.summary().endswith(" 1 more are printed and have no counterpart.")
+
+
 def test_every_printed_exhibit_is_computed():
     from superneurons.studies.paper.printed import _all
 

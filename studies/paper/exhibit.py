@@ -59,7 +59,12 @@ class Table(Struct, frozen=True, kw_only=True):
         ]
 
     def summary(self) -> str:
-        """Return in one sentence how far the figures are apart, calibrated ones left out."""
+        """Return in a sentence or two how far the figures are apart, calibrated ones left out."""
+        missing = sum(row.printed is not None and row.computed is None for row in self.rows)
+        lacking = f" {missing} more are printed and have no counterpart." if missing else ""
+        return f"{self._distance()}{lacking}".strip()
+
+    def _distance(self) -> str:
         found = [row.difference(self.compare) for row in self.rows]
         gaps = [abs(gap) for gap in found if gap is not None]
         if not gaps:
