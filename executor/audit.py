@@ -53,7 +53,6 @@ class AuditedStep(ExecutedStep):
             enter_all(self._log)
         self._seen = len(self._log.book.lives)
         self._unseen_nbytes = 0
-        self._planned = planned_nbytes(plan)
         self._start_nbytes = self._bytes()
 
     @contextmanager
@@ -61,6 +60,10 @@ class AuditedStep(ExecutedStep):
         """Look at the bytes before each operation inside the block."""
         with observed(self._observe):
             yield
+
+    def _follow(self, plan: Plan) -> None:
+        super()._follow(plan)
+        self._planned = planned_nbytes(plan)
 
     def pack(self, tensor: torch.Tensor) -> Handle:
         """As in a step that nobody watches."""

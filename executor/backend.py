@@ -8,7 +8,7 @@ the copy until somebody waits for the ticket. Waiting makes the *computation* wa
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -79,6 +79,12 @@ class Backend(ABC):
         """Return what fences have cost since the last call, 0 where that is not measured; the host
         waits for the last of them."""
         return 0
+
+
+STREAMS: Final = (
+    "the step computes on a stream of its own beside the one it began on, where a copy could "
+    "overtake it; run the whole step on one stream"
+)
 
 
 def flat(storage: torch.UntypedStorage, device: torch.device) -> torch.Tensor:

@@ -10,7 +10,7 @@ from ..policies import Policy, decide
 from ..schedules import Schedule
 from .backend import Backend
 from .plan import Look, Plan
-from .recording import Recording
+from .recording import Recorded, Recording
 from .slabs import Slabs
 
 TRIES: Final = 4
@@ -84,9 +84,11 @@ class Course:
                     self._keep(f"the step cannot be recorded: {recording.problem}")
             return
         recorded, site = recording.recorded, self._site
-        if not recorded.views:
-            self._keep("autograd keeps nothing in this step")
+        why = _nothing_to_do(recorded)
+        if why:
+            self._keep(why)
             return
+        self._tries = 0
         known = self.plans.get((recorded.views[0].dtype, recorded.views[0].shape))
         if known is not None and known.trace.facts.digest == recorded.trace.facts.digest:
             self._fruitless += 1
@@ -132,6 +134,17 @@ class Course:
                 f"not have; it has: {', '.join(slabs)}"
             )
         return slabs[tier]
+
+
+def _nothing_to_do(recorded: Recorded) -> str:
+    """Return why no schedule can do anything for a step, "" if one can."""
+    if not recorded.views:
+        return "autograd keeps nothing in this step"
+    if all(storage < 0 for storage in recorded.storages):
+        return "nothing that autograd keeps in this step is on the executor's device"
+    if all(op.phase != "backward" for op in recorded.trace.operations):
+        return "the step has no backward pass"
+    return ""
 
 
 def _refuse_short(schedule: Schedule, op_names: list[str]) -> None:

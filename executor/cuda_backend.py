@@ -5,6 +5,7 @@ is on the device is allocated and freed for the compute stream, and that stream 
 event before the bytes are given up. So no tensor is ever recorded for another stream.
 """
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -87,10 +88,11 @@ class CudaBackend(Backend):
         return bool(ticket.query())
 
     def room(self, tier: str) -> int:
-        """Return half of the host's memory, or nine tenths of what is free on the other GPU."""
+        """Return half of the host's memory, shared by the processes that were started together, or
+        nine tenths of what is free on the other GPU."""
         if tier == "peer":
             return int(torch.cuda.mem_get_info(self._peer)[0] * 9 // 10)
-        return host_nbytes() // 2
+        return host_nbytes() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     def drain(self) -> None:
         """Wait until the copy streams and the compute stream are idle."""

@@ -9,7 +9,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import InvalidInput, Unsupported
-from ..machines import Machine, find_machine
+from ..machines import Machine, Tier, find_machine
 from ..notation import format_bytes, parse_bytes
 from ..policies import Policy, find_policy
 from ..policies.recompute import Recompute
@@ -47,9 +47,10 @@ class Executor:
 
     *policy* is a policy or its name, *budget* what of the device it may use (all of it unless
     given), *machine* a machine, its name or file; without one the links are measured. *host_memory*
-    bounds what is taken of the host. *notices* are what was said.
-    With *audit* each executed step is watched, slowly: *differences* are the places, of those
-    *looked* at, where the device's bytes were not the ledger's.
+    bounds what is taken of the host, *peer* names another GPU for schedules that send there.
+    *report* tells of the last step, *notices* are what was said. With *audit* each executed step is
+    watched, slowly: *differences* are the places, of those *looked* at, where the device's bytes
+    were not the ledger's.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Executor:
         machine: Machine | str | None = None,
         *,
         device: torch.device | str | None = None,
+        peer: torch.device | str | None = None,
         host_memory: str | int | None = None,
         backend: Backend | None = None,
         slab_nbytes: int = SLAB_NBYTES,
@@ -67,8 +69,8 @@ class Executor:
         self.policy: Final = find_policy(policy) if isinstance(policy, str) else policy
         _refuse_recomputation(self.policy)
         self.budget: Final = _nbytes(budget)
-        self.backend: Final = backend or _backend(device)
-        self.notices: list[str] = []
+        self.backend: Final = backend or _backend(device, peer)
+        self.notices: Final = Notices()
         self._last: Journal | StepReport | None = None
         self.steps = 0
         self.audit = audit
@@ -77,21 +79,21 @@ class Executor:
         host_nbytes = _nbytes(host_memory)
         if machine is None:
             self.machine = measured(self.backend, host_nbytes)
-            self._say(told(self.machine))
+            self.notices.say(told(self.machine))
         else:
             self.machine = find_machine(machine) if isinstance(machine, str) else machine
         self.slabs: Final = {
             tier.name: Slabs(
                 self.backend,
                 tier.name,
-                tier.nbytes if host_nbytes is None or tier.name != "host" else host_nbytes,
+                _bound(self.backend, tier, host_nbytes),
                 slab_nbytes,
             )
             for tier in self.machine.tiers
             if tier.name in self.backend.tiers
         }
         self._site: Final = Site(
-            self.backend, self.slabs, self.policy, self.machine, self.budget, self._say
+            self.backend, self.slabs, self.policy, self.machine, self.budget, self.notices.say
         )
         self._courses: dict[Hashable, Course] = {}
         self._inside = False
@@ -142,13 +144,14 @@ class Executor:
             self.backend.drain()
             raise
         if recording.stayed_nbytes:
-            self._say(
+            self.notices.say(
                 "the host's memory is too small to record the step with nothing kept; "
                 f"{format_bytes(recording.stayed_nbytes)} stayed on the device"
             )
         self._end("safe" if recording.missing else "recorded", recording.problem)
 
     def _execute(self, course: Course, plan: Plan) -> Iterator[None]:
+        self.backend.waited_ns()  # what steps before have waited is not this one's
         kind = AuditedStep if self.audit else ExecutedStep
         step = kind(plan, self.backend, self.slabs, course.plans)
         try:
@@ -173,7 +176,7 @@ class Executor:
         else:
             course.usual = step.plan
         if step.journal.kept:
-            self._say(
+            self.notices.say(
                 f"a tier had no room for {step.journal.kept} storages, which stay on the device: "
                 "the step takes more of it than planned"
             )
@@ -182,10 +185,14 @@ class Executor:
         self._last = StepReport(step=self.steps, mode=mode, why=why)
         self.steps += 1
 
-    def _say(self, what: str) -> None:
-        """Say something once."""
-        if what not in self.notices:
-            self.notices.append(what)
+
+class Notices(list[str]):
+    """What was said, each thing once."""
+
+    def say(self, what: str) -> None:
+        """Say something, unless it was said before."""
+        if what not in self:
+            self.append(what)
             _log.warning(what)
 
 
@@ -198,7 +205,14 @@ def _refuse_recomputation(policy: Policy) -> None:
         )
 
 
-def _backend(device: torch.device | str | None) -> Backend:
+def _bound(backend: Backend, tier: Tier, host_nbytes: int | None) -> int:
+    """Return what may be taken of a tier: as the user says, or the machine, if that is there."""
+    if host_nbytes is not None and tier.name == "host":
+        return host_nbytes
+    return min(tier.nbytes, backend.room(tier.name))
+
+
+def _backend(device: torch.device | str | None, peer: torch.device | str | None) -> Backend:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     found = torch.device(device)
@@ -206,9 +220,10 @@ def _backend(device: torch.device | str | None) -> Backend:
         return EmulatedBackend()
     if str(found) == "cuda":
         found = torch.device("cuda", torch.cuda.current_device())
-    others = [i for i in range(torch.cuda.device_count()) if i != found.index]
-    near = [i for i in others if torch.cuda.can_device_access_peer(found.index, i)]
-    return CudaBackend(found, torch.device("cuda", near[0]) if near else None)
+    near = None if peer is None else torch.device(peer)
+    if near is not None and not torch.cuda.can_device_access_peer(found, near):
+        raise InvalidInput(f"peer {near} cannot be reached from {found}; take another, or none")
+    return CudaBackend(found, near)
 
 
 def _nbytes(quantity: str | int | None) -> int | None:

@@ -2,7 +2,8 @@
 
 If a hook fires that the plan does not expect, or a tensor looks otherwise than it did when it was
 recorded, the step is another one. Then everything that is still on the device stays there, what is
-away comes back when it is asked for, and *why* says what was different.
+away comes back when it is asked for, and *why* says what was different. What was sent away for one
+operation and is asked for by another is refused: that one may have filled it after it was sent.
 """
 
 import weakref
@@ -10,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from .backend import Backend
+from ..errors import Unsupported
+from .backend import STREAMS, Backend
 from .entries import Entry, Where
 from .journal import Journal
 from .plan import Action, Look, Plan, What
@@ -63,7 +65,10 @@ class ExecutedStep:
         return handle
 
     def unpack(self, handle: Handle) -> torch.Tensor:
-        """Give autograd back what it kept. Raises RuntimeError if it was modified meanwhile."""
+        """Give autograd back what it kept.
+
+        Raises RuntimeError if it was modified meanwhile, Unsupported if it cannot be trusted.
+        """
         alias, version, number, entry = handle
         if not self._lost:
             hook = self._hooks[self._at]
@@ -76,10 +81,14 @@ class ExecutedStep:
                 self._at += 1
         if version_of(alias) != version:
             self._fault_version(alias, version)
-        if entry is not None and entry.where is not Where.HERE:
+        if entry is None:
+            return alias
+        if entry.blocks or entry.where is not Where.HERE:
+            self._prove_asker(number)
+        if entry.where is not Where.HERE:
             self._bring(entry)
             entry.show(alias, self._saved[number].view)
-        return alias
+        return alias.detach()  # whose bytes stay when ours are given up again
 
     def finish(self) -> None:
         """End the step: what is due then is done, and what was held is let go of."""
@@ -124,6 +133,9 @@ class ExecutedStep:
         """Return the entry of a save's storage, a new one at its first save."""
         saved = self._saved[number]
         storage, view = alias.untyped_storage(), saved.view
+        if not self._backend.computes_here():
+            self._lose(f"save {number} is made on another stream than the step's")
+            return None
         if alias.stride() != view.stride or alias.storage_offset() != view.offset:
             self._lose(f"save {number} has other strides or another offset than recorded")
             return None
@@ -170,7 +182,11 @@ class ExecutedStep:
                 self._leaving[s] = weakref.ref(entry.storage)
             entry.drop()
             self.journal.write(self._at, "drop", s)
-        elif what is What.DISCARD and entry.blocks.pop(tier, None) is not None:
+        elif (
+            what is What.DISCARD
+            and entry.where is not Where.AWAY  # or it may be asked for yet: of a loss that is kept
+            and entry.blocks.pop(tier, None) is not None
+        ):
             self.journal.write(self._at, "discard", s)
 
     def _there(self, s: int) -> Entry | None:
@@ -233,6 +249,18 @@ class ExecutedStep:
         self._lost = True
         self.why = why
         self._held.clear()
+
+    def _prove_asker(self, number: int) -> None:
+        """Refuse what was sent away for another operation, or is asked for on another stream."""
+        node, recorded = running_node(), self._saved[number].asker
+        if node is not None and recorded and node.name() != recorded:
+            raise Unsupported(
+                f"save {number} was sent away as one of {recorded}, and {node.name()} asks for it: "
+                "the step is another one than was recorded, in a way that shows too late; give "
+                "step() the batch, or any label that tells the two kinds of steps apart"
+            )
+        if not self._backend.computes_here():
+            raise Unsupported(STREAMS)
 
     def _fault_version(self, alias: torch.Tensor, saved_version: int) -> None:
         node = running_node()

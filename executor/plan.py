@@ -57,6 +57,7 @@ class Saved(NamedTuple):
     storage: int
     nbytes: int
     held: bool
+    asker: str
 
 
 class Hook(NamedTuple):
@@ -103,10 +104,12 @@ class Plan:
         self.due.extend(self._together(self._actions.get(k, ())) for k in range(len(self.sequence)))
         nbytes = recorded.trace.facts.nbytes
         self.saved: Final = [
-            Saved(view.dtype, view.shape, view, s, nbytes[s], s in self._held)
+            Saved(view.dtype, view.shape, view, s, nbytes[s], s in self._held, asker)
             if s in self._moved or s in self._held
-            else Saved(view.dtype, view.shape, view, -1, 0, False)
-            for view, s in zip(recorded.views, recorded.storages, strict=True)
+            else Saved(view.dtype, view.shape, view, -1, 0, False, asker)
+            for view, s, asker in zip(
+                recorded.views, recorded.storages, recorded.askers, strict=True
+            )
         ]
 
         self.hooks: Final = [

@@ -36,13 +36,15 @@ class Recorded(NamedTuple):
     """A recorded step: its trace, and what the hooks saw of it.
 
     *fired* are the hooks in order, at places of the trace; by number of the save, *views* is how
-    it looked and *storages* the storage of the trace that it is of, -1 for what is elsewhere.
+    it looked, *storages* the storage of the trace that it is of, -1 for what is elsewhere, and
+    *askers* the node that asked for it, "" for none.
     """
 
     trace: Trace
     fired: list[Fired]
     views: list[View]
     storages: list[int]
+    askers: list[str]
 
 
 class Recording:
@@ -127,16 +129,17 @@ class Recording:
         notes = {"made": "recorded by the executor, in safe mode"} | provenance(self._log.device)
         try:
             trace = assemble(step, self.name, notes)
-        except InvalidInput as error:
+            index = trace.facts.storage_index
+        except (InvalidInput, Unsupported) as error:
             self.missing, self.problem = 1, str(error)
             return
         layout = Layout(step)  # names what the trace names, in the same way
-        index = trace.facts.storage_index
         self.recorded = Recorded(
             trace,
             [Fired(pack, number, place - step.start) for pack, number, place in saves.fired],
             saves.views,
             [-1 if life is None else index[layout.of(life).name] for life in saves.lives],
+            saves.askers,
         )
 
 

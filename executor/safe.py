@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from ..errors import Unsupported
-from .backend import Backend
+from .backend import STREAMS, Backend
 from .entries import Entry, View, Where
 from .log import Log
 from .logged import Logged
@@ -32,15 +32,16 @@ class Fired(NamedTuple):
 class SafeSaves(Saves):
     """Saved-tensor hooks that send away what a logged step saves of its own.
 
-    *fired* are the hooks in order, *views* and *lives* what was packed, by number; a life is None
-    for what is not on the device. What finds no room in the tier stays, and *stayed_nbytes* says
-    so.
+    *fired* are the hooks in order; *views*, *lives* and *askers* are by number what was packed and
+    the node that asked for it first; a life is None for what is not on the device. What finds no
+    room in the tier stays, and *stayed_nbytes* says so.
     """
 
     def __init__(self, log: Log, slabs: Mapping[str, Slabs], backend: Backend) -> None:
         self.fired: list[Fired] = []
         self.views: list[View] = []
         self.lives: list[Life | None] = []
+        self.askers: list[str] = []
         self.stayed_nbytes = 0
         self._slabs = slabs[TIER]
         self._backend = backend
@@ -61,6 +62,7 @@ class SafeSaves(Saves):
         self.fired.append(Fired(True, number, log.place()))
         view = View(tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
         self.views.append(view)
+        self.askers.append("")
         kept = handle.kept
         self.lives.append(None if kept is None else kept.life)
         entry = None
@@ -98,14 +100,17 @@ class SafeSaves(Saves):
         log = self._log
         number, entry = self._entry_of[handle]
         self.fired.append(Fired(False, number, log.place()))
-        tensor = super()._unpack(handle)
+        tensor: torch.Tensor = super()._unpack(handle)
         if entry is not None:
             log.quiet = True
             try:
                 self._bring(entry, handle.kept.life)
                 entry.show(tensor, self.views[number])
+                tensor = tensor.detach()  # whose bytes stay when ours are given up again
             finally:
                 log.quiet = False
+        if handle.kept is not None:
+            self.askers[number] = handle.kept.asked_by
         return tensor
 
     def _bring(self, entry: Entry, life: Life) -> None:
@@ -134,8 +139,3 @@ class SafeSaves(Saves):
 
 
 TIER: Final = "host"
-
-STREAMS: Final = (
-    "the step computes on a stream of its own beside the one it began on, where a copy could "
-    "overtake it; run the whole step on one stream"
-)

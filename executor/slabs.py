@@ -5,6 +5,7 @@ powers of two and keeps them for ever. So there are slabs of our own, of such si
 in them that remember which copies still read or write there.
 """
 
+from collections import deque
 from typing import Final
 
 import torch
@@ -44,21 +45,23 @@ class Block:
         self.tickets = taken.tickets
 
     def __del__(self) -> None:
+        # This can run between any two lines, by the garbage collector: so it only leaves a note.
         self._taken.tickets = self.tickets
-        self._slabs._give_back(self._taken, self.nbytes)
+        self._slabs._returned.append((self._taken, self.nbytes))
 
 
 class Slabs:
     """The memory of one *tier*, at most *bound_nbytes* of it.
 
-    *used_nbytes* are in blocks now, *peak_nbytes* the most that ever were, *held_nbytes* in slabs.
+    *peak_nbytes* is the most that ever was in blocks, *held_nbytes* is in slabs. For one thread.
     """
 
     def __init__(
         self, backend: Backend, tier: str, bound_nbytes: int, slab_nbytes: int = SLAB_NBYTES
     ) -> None:
         self.bound_nbytes: Final = bound_nbytes
-        self.used_nbytes = 0
+        self._used_nbytes = 0
+        self._returned: deque[tuple[_Range, int]] = deque()
         self.peak_nbytes = 0
         self.held_nbytes = 0
         self._backend = backend
@@ -69,6 +72,7 @@ class Slabs:
 
     def take(self, nbytes: int) -> Block | None:
         """Return a block, None if there is no room for it within the bound."""
+        self._settle()
         need = max(ALIGN, -(-nbytes // ALIGN) * ALIGN)
         found = self._smallest(need)
         if found is None:
@@ -81,8 +85,8 @@ class Slabs:
             self._free.remove(found)
         else:
             found.start += need
-        self.used_nbytes += nbytes
-        self.peak_nbytes = max(self.peak_nbytes, self.used_nbytes)
+        self._used_nbytes += nbytes
+        self.peak_nbytes = max(self.peak_nbytes, self._used_nbytes)
         memory = self._slabs[taken.slab][taken.start : taken.start + nbytes]
         return Block(self, taken, memory)
 
@@ -112,9 +116,20 @@ class Slabs:
         self.held_nbytes += nbytes
         return True
 
+    @property
+    def used_nbytes(self) -> int:
+        """The bytes that are in blocks now."""
+        self._settle()
+        return self._used_nbytes
+
+    def _settle(self) -> None:
+        """Take back what blocks have left behind."""
+        while self._returned:
+            self._give_back(*self._returned.popleft())
+
     def _give_back(self, back: _Range, nbytes: int) -> None:
         """Take a range back, and join it with free ones beside it."""
-        self.used_nbytes -= nbytes
+        self._used_nbytes -= nbytes
         back.tickets = self._busy(back.tickets)
         for beside in [each for each in self._free if each.slab == back.slab]:
             if beside.stop == back.start or beside.start == back.stop:

@@ -149,7 +149,7 @@ class Dataflow:
         if op.device_ns is not None:
             what = f"{op.name!r} has a device_ns, but the trace says times: {times}"
             fault(self.trace, where, f"{what}; measure all or none")
-        if times == "roofline" and not op.flops and op.kind != "empty":  # that only allocates
+        if times == "roofline" and not op.flops and op.kind != "empty" and self._touched(op):
             what = f"{op.name!r} has neither flops nor moved_nbytes"
             fault(self.trace, where, f"{what}: a roofline makes no time of that")
 
@@ -166,6 +166,16 @@ class Dataflow:
             if times == "roofline" and not other.flops and not other.moved_nbytes:
                 what = f"{other.name!r} has neither flops nor moved_nbytes"
                 fault(self.trace, where, f"{what}: a roofline makes no time of that")
+
+    def _touched(self, op: Operation) -> int:
+        """Return the bytes of what an operation reads and writes: none of empty tensors."""
+        views = {value.name: value.nbytes for value in self.trace.values}
+        total = 0
+        for name in op.reads + op.writes:
+            nbytes = views.get(name)
+            s = self.values[name][0]
+            total += self.trace.storages[s].nbytes if nbytes is None else nbytes
+        return total
 
     def _prove_allocations(self, i: int, op: Operation, fresh: tuple[int, ...]) -> None:
         wrong = fault_in_order(op, [self.trace.storages[s].nbytes for s in fresh])

@@ -1,0 +1,249 @@
+"""Ways to a silently wrong gradient: each right, or refused loudly."""
+
+import gc
+from itertools import pairwise
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402, N812
+from training import Everything, executor, undisturbed  # noqa: E402
+
+from superneurons.errors import Unsupported  # noqa: E402
+from superneurons.executor import slabs  # noqa: E402
+from superneurons.executor.backend import STREAMS  # noqa: E402
+from superneurons.executor.cpu_backend import EmulatedBackend  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    with undisturbed():
+        yield
+
+
+# -- a gradient of a gradient: autograd saves again what it was given back -------------------------
+
+TWICE = {
+    "layer_norm": lambda w: F.layer_norm(w * 2, [4]),
+    "batch_norm": lambda w: F.batch_norm((w * 2).tanh(), None, None, training=True),
+    "dropout": lambda w: F.dropout((w * 2).tanh(), 0.3).exp(),
+    "max_pool": lambda w: F.max_pool2d((w * 2)[None], 2).exp(),
+    "embedding": lambda w: F.embedding(torch.tensor([[0, 1], [2, 1]]) + 0, w * 2).exp(),
+    "where": lambda w: torch.where(w > 0.3, w * 2, w.exp()).sin(),
+    "cross_entropy": lambda w: F.cross_entropy(w * 2, torch.tensor([0, 1, 2, 3]) + 0),
+}
+
+
+@pytest.mark.parametrize("policy", ["everything", "liveness"])
+@pytest.mark.parametrize("name", TWICE)
+def test_a_gradient_of_a_gradient_is_that_of_plain_pytorch(name, policy):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.rand(4, 4) + 0.1)
+
+    def penalty():
+        torch.manual_seed(1)
+        weight.grad = None
+        loss = TWICE[name](weight).sum()
+        (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
+        (gradient * gradient).sum().backward()
+        return weight.grad.clone()
+
+    expected = penalty()
+    runs = executor(Everything() if policy == "everything" else policy)
+    for _ in range(5):
+        with runs.step():
+            found = penalty()
+        assert torch.equal(found, expected)
+    assert runs.report.mode == "executed"
+
+
+# -- what lives longer than its step ---------------------------------------------------------------
+
+
+def test_a_loss_that_is_kept_once_keeps_what_its_graph_saved():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Tanh(), nn.Sigmoid())
+    runs, kept = executor(Everything()), None
+    for i in range(4):
+        with runs.step():
+            loss = model(torch.ones(2, 6)).sum()
+            if i == 3:
+                kept = loss
+            del loss
+    kept.backward()
+    found = [each.grad.clone() for each in model.parameters()]
+    model.zero_grad()
+    model(torch.ones(2, 6)).sum().backward()
+    assert all(
+        torch.equal(ours, each.grad) for ours, each in zip(found, model.parameters(), strict=True)
+    )
+
+
+# -- another step with the same look ---------------------------------------------------------------
+
+
+def test_what_was_sent_for_another_operation_is_refused():
+    """The noise of rrelu is packed before it is filled; a product saves two that look like it."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.rand(4, 4) - 0.5)
+
+    def run(noisy):
+        weight.grad = None
+        x = weight * 1.0
+        y = F.rrelu(x, 0.1, 0.3, training=True) if noisy else x * (weight * 2.0)
+        y.sum().backward()
+
+    runs = executor(Everything())
+    for _ in range(3):
+        with runs.step():
+            run(noisy=False)
+    assert runs.report.mode == "executed"
+    assert runs.report.copied_out_nbytes > 0
+    with pytest.raises(Unsupported, match="was sent away as one of MulBackward0"), runs.step():
+        run(noisy=True)
+    with runs.step():
+        run(noisy=False)  # and goes on
+
+
+# -- streams ---------------------------------------------------------------------------------------
+
+
+class Aside(EmulatedBackend):
+    """A device on which somebody computes on another stream when told so."""
+
+    aside = False
+
+    def computes_here(self):
+        return not self.aside
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_later_step_on_another_stream_is_kept_or_refused(where):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Tanh(), nn.Sigmoid())
+    backend = Aside()
+    runs = executor(Everything(), backend=backend)
+
+    def step():
+        model.zero_grad()
+        backend.aside = where == "forward" and late
+        loss = model(torch.ones(2, 6)).sum()
+        backend.aside = where == "backward" and late
+        loss.backward()
+        backend.aside = False
+
+    late = False
+    for _ in range(3):
+        with runs.step():
+            step()
+    expected = [each.grad.clone() for each in model.parameters()]
+    late = True
+    if where == "backward":
+        with pytest.raises(Unsupported) as caught, runs.step():
+            step()
+        assert str(caught.value) == STREAMS
+    else:
+        with runs.step():
+            step()
+        assert "another stream" in runs.report.why
+        found = [each.grad for each in model.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    backend.aside = False
+
+
+# -- slabs and the garbage collector ---------------------------------------------------------------
+
+
+def test_blocks_never_overlap_wherever_the_collector_runs(monkeypatch):
+    found = slabs.Slabs(EmulatedBackend(), "host", 1 << 16, 1 << 14)
+    garbage = [found.take(512)]
+    garbage.append(garbage)
+    gc.disable()
+    try:
+        del garbage
+        made = slabs._Range.__init__
+
+        def collecting(self, *arguments):
+            monkeypatch.setattr(slabs._Range, "__init__", made)
+            gc.collect()
+            made(self, *arguments)
+
+        monkeypatch.setattr(slabs._Range, "__init__", collecting)
+        blocks = [found.take(1024) for _ in range(3)]
+    finally:
+        gc.enable()
+    ranges = sorted((block._taken.start, block._taken.stop) for block in blocks)
+    assert all(a[1] <= b[0] for a, b in pairwise(ranges))
+    assert found.used_nbytes == 3 * 1024
+
+
+# -- steps that no schedule can help ---------------------------------------------------------------
+
+
+def test_an_expert_without_tokens_is_recorded_like_the_others():
+    experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Sigmoid()) for _ in range(2))
+    chosen = torch.zeros(4, dtype=torch.bool)
+
+    def step():
+        experts.zero_grad()
+        x = torch.ones(4, 8)
+        (experts[0](x[~chosen]).sum() + experts[1](x[chosen]).sum()).backward()
+
+    runs = executor(Everything())
+    for _ in range(4):
+        with runs.step():
+            step()
+    assert runs.report.mode == "executed"
+
+
+def test_a_step_without_backward_is_kept_and_that_is_said():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid())
+    runs = executor("liveness+offload")
+    for _ in range(4):
+        with runs.step():
+            model(torch.ones(2, 6)).sum()
+    assert runs.report.mode == "kept"
+    assert "no backward pass" in " ".join(runs.notices)
+
+
+def test_a_step_on_another_device_is_kept_and_that_is_said():
+    model = nn.Linear(6, 6, device="meta")
+    runs = executor("liveness")
+    for _ in range(4):
+        with runs.step():
+            model(torch.ones(2, 6, device="meta")).sum().backward()
+    assert runs.report.mode == "kept"
+    assert len(runs.notices) == 1
+
+
+def test_a_number_that_changes_is_no_other_kind_of_step():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid())
+    runs = executor("liveness")
+    for i in range(4):
+        with runs.step(torch.ones(2, 6), 0.1 * i):
+            model(torch.ones(2, 6)).sum().backward()
+            model.zero_grad()
+    assert runs.report.mode == "executed"
+
+
+def test_an_audit_follows_the_plan_that_the_step_follows():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Tanh())
+    runs = executor(Everything())
+
+    def step(rows):
+        with runs.step():
+            model.zero_grad()
+            model(torch.ones(rows, 6)).sum().backward()
+
+    for rows in (2, 2, 2, 3, 3, 2, 3, 2, 3):
+        step(rows)
+    runs.audit = True
+    for rows in (2, 3, 2, 3):
+        step(rows)
+        assert runs.report.mode == "executed"
+        assert runs.differences == []
+        assert runs.looked > 0
