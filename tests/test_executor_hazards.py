@@ -65,13 +65,17 @@ def test_a_gradient_of_a_gradient_is_that_of_plain_pytorch(name, policy):
 def test_a_loss_that_is_kept_once_keeps_what_its_graph_saved():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Tanh(), nn.Sigmoid())
+    other = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Tanh())
     runs, kept = executor(Everything()), None
     for i in range(4):
         with runs.step():
+            other.zero_grad()
+            other(torch.ones(2, 6)).sum().backward()
             loss = model(torch.ones(2, 6)).sum()
             if i == 3:
                 kept = loss
             del loss
+    assert runs.report.mode == "executed"
     kept.backward()
     found = [each.grad.clone() for each in model.parameters()]
     model.zero_grad()
