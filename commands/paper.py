@@ -18,13 +18,16 @@ def paper(names: tuple[str, ...], out: str | None) -> None:
     Each is printed beside what the paper has, with unit and counting rule. The page and its plots
     are written with --out alone; sections that are not asked for stay as they are in it.
     """
+    from rich.console import Console
+
     from ..studies.paper import EXHIBITS, exhibit_names, prepare, print_exhibit, write_page
 
     asked, made = exhibit_names(names), []
     if out is not None:
         prepare(Path(out))
     for name in asked:
-        made.append(EXHIBITS[name]())
+        with Console(stderr=True).status(f"computing {name}"):
+            made.append(EXHIBITS[name]())
         print_exhibit(made[-1])
     if out is not None:
         for path in write_page(made, Path(out)):
