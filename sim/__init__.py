@@ -1,14 +1,11 @@
-"""Simulate: from a schedule to a report. Lanes, links, allocators."""
+"""Simulate: from a schedule to a report. Lanes and links."""
 
-from .allocators import Allocator, ExactBytes
 from .device import Observer
 from .recorder import Recorder
 from .retarget import carry_times, retarget
 from .simulate import play, simulate, simulate_schedule
 
 __all__ = [
-    "Allocator",
-    "ExactBytes",
     "Observer",
     "Recorder",
     "carry_times",

@@ -17,10 +17,10 @@ from typing import Any, Literal, Protocol
 import simpy
 from msgspec import Struct
 
+from ..allocators.cudamalloc import DriverCalls
 from ..machines import Tier
 from ..schedules import Copy, Discard, Fetch, Instruction, Rerun, Run, Timing
 from ..traces import Facts
-from .cudamalloc import DriverCalls
 from .lanes import Lane, SharedLink, Steps, Transfer
 
 

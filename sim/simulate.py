@@ -2,6 +2,7 @@
 
 import simpy
 
+from ..allocators import Allocator, new_allocator, occupy
 from ..errors import InvalidSchedule
 from ..machines import Machine
 from ..notation import format_bytes
@@ -9,9 +10,7 @@ from ..policies import Decision, Policy, decide
 from ..reports import Report, StallReport
 from ..schedules import Copy, Ledger, Rerun, Run, Schedule, Timing, check
 from ..traces import Trace
-from .allocators import Allocator, new_allocator
 from .device import Device, Observer, Stall
-from .occupy import occupy
 
 
 def simulate(

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from superneurons.allocators.caching import CachingAllocator, Request
+from superneurons.allocators.registry import ALLOCATORS, new_allocator
 from superneurons.errors import UnknownName
 from superneurons.machines import find_machine
 from superneurons.policies import find_policy
 from superneurons.sim import simulate
-from superneurons.sim.allocators import ALLOCATORS, new_allocator
-from superneurons.sim.caching import CachingAllocator, Request
 from superneurons.traces import find_trace
 
 MIB = 1 << 20

@@ -18,7 +18,7 @@ LEVELS = [
     {"notation"},
     {"traces", "machines"},
     {"schedules"},
-    {"reports"},
+    {"reports", "allocators"},
     {"policies"},
     {"sim", "executor", "zoo"},
     {"studies"},

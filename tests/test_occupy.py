@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from superneurons.allocators.caching import CachingAllocator
+from superneurons.allocators.occupy import occupy
 from superneurons.errors import InvalidTrace
 from superneurons.machines import find_machine
 from superneurons.policies import decide, find_policy
 from superneurons.sim import play
-from superneurons.sim.caching import CachingAllocator
-from superneurons.sim.occupy import occupy
 from superneurons.traces import Operation, Release, Storage, Trace, random_trace
 
 MIB = 1 << 20

@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from superneurons.allocators import ExactBytes
+from superneurons.allocators.cudamalloc import CudaMalloc
+from superneurons.allocators.occupy import occupy
+from superneurons.allocators.pool import MemoryPool, Node
 from superneurons.errors import InvalidMachine
 from superneurons.machines import find_machine
 from superneurons.policies import decide, find_policy
 from superneurons.schedules import Copy, Discard, Fetch, Free, Rerun, Run, Schedule
-from superneurons.sim import ExactBytes, play, simulate, simulate_schedule
-from superneurons.sim.cudamalloc import CudaMalloc
-from superneurons.sim.occupy import occupy
-from superneurons.sim.pool import MemoryPool, Node
+from superneurons.sim import play, simulate, simulate_schedule
 from superneurons.traces import Algorithm, Operation, Storage, Trace, find_trace, random_trace
 
 KIB, MIB = 1 << 10, 1 << 20

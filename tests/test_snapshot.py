@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from superneurons.allocators.caching import CachingAllocator
+from superneurons.allocators.replay import replay
 from superneurons.errors import InvalidInput
 from superneurons.machines import find_machine
 from superneurons.policies import find_policy
 from superneurons.sim import simulate
-from superneurons.sim.caching import CachingAllocator
-from superneurons.sim.replay import replay
 from superneurons.traces.readers import read_foreign
 from superneurons.traces.readers.snapshot import snapshot_trace
 from superneurons.traces.readers.snapshot_log import read_snapshot

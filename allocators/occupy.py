@@ -11,9 +11,9 @@ from typing import Final
 
 from ..schedules import Fetch, Free, Instruction, Rerun, Run, Schedule
 from ..traces import Facts, Trace
-from .allocators import Allocator
 from .caching import CachingAllocator
 from .cudamalloc import CudaMalloc, DriverCalls
+from .registry import Allocator
 
 WORKSPACE: Final = -1
 """The block of what an operation takes inside at once, there only while it runs; its temporaries
