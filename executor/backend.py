@@ -32,6 +32,11 @@ class Backend(ABC):
     def begin(self) -> None:
         """A step begins: what is computed from here on is what copies wait for."""
 
+    @property
+    def allocator(self) -> str:
+        """The model of what the device reserves, by its name in machine files."""
+        return "exact"
+
     def computes_here(self) -> bool:
         """Whether what is computed now is what copies wait for, and not beside it."""
         return True

@@ -6,7 +6,7 @@ from typing import Final
 from ..errors import DoesNotFit, InvalidInput
 from ..machines import Machine
 from ..notation import format_bytes
-from ..policies import Policy, decide
+from ..policies import Policy, decide_reserved
 from ..schedules import Schedule
 from .backend import Backend
 from .plan import Look, Plan
@@ -94,7 +94,16 @@ class Course:
             self._fruitless += 1
             self.recording = None
             return
-        decision = decide(site.policy, recorded.trace, site.machine, site.budget)
+        allocator = site.backend.allocator
+        decision = decide_reserved(
+            site.policy, recorded.trace, site.machine, site.budget, allocator
+        )
+        limit = site.machine.device_nbytes if site.budget is None else site.budget
+        if decision.schedule.limit_nbytes < limit:
+            site.say(
+                f"torch's allocator ({allocator}) takes more than is asked for: the schedule has "
+                f"{format_bytes(decision.schedule.limit_nbytes)} of {format_bytes(limit)}"
+            )
         _refuse_short(decision.schedule, recorded.trace.facts.op_names)
         plan = Plan(recorded, decision.schedule, decision.ledger)
         for tier, nbytes in decision.ledger.tier_peak_nbytes.items():

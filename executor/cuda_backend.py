@@ -33,6 +33,13 @@ class CudaBackend(Backend):
         # Asked outside of all our contexts: inside one it would be a copy stream.
         self._compute = torch.cuda.current_stream(self.device)
 
+    @property
+    def allocator(self) -> str:
+        """That of PyTorch; how it is set shows in the segments that it has taken so far."""
+        segments = torch.cuda.memory_snapshot()
+        expandable = any(each.get("is_expandable") for each in segments)
+        return "caching-expandable" if expandable else "caching"
+
     def computes_here(self) -> bool:
         """Whether the stream that is current now is that of the step."""
         return bool(torch.cuda.current_stream(self.device) == self._compute)

@@ -9,6 +9,7 @@ from .liveness import Liveness
 from .offload import Offload
 from .recompute import Recompute
 from .registry import find_policy, policy_maker, policy_names
+from .reserve import decide_reserved
 from .stack import Stack
 from .superneurons import SuperNeurons
 from .walk import Walk
@@ -31,6 +32,7 @@ __all__ = [
     "Workspace",
     "contract",
     "decide",
+    "decide_reserved",
     "find_policy",
     "policy_maker",
     "policy_names",

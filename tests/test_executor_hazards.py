@@ -11,7 +11,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
 from training import Everything, executor, undisturbed  # noqa: E402
 
-from superneurons.errors import Unsupported  # noqa: E402
+from superneurons.errors import DoesNotFit, Unsupported  # noqa: E402
 from superneurons.executor import slabs  # noqa: E402
 from superneurons.executor.backend import STREAMS  # noqa: E402
 from superneurons.executor.cpu_backend import EmulatedBackend  # noqa: E402
@@ -251,3 +251,29 @@ def test_an_audit_follows_the_plan_that_the_step_follows():
         assert runs.report.mode == "executed"
         assert runs.differences == []
         assert runs.looked > 0
+
+
+class Caching(EmulatedBackend):
+    """A device whose memory PyTorch's caching allocator manages, in segments of 2 MiB at least."""
+
+    allocator = "caching"
+
+
+@pytest.mark.parametrize(("budget", "runs"), [("4MiB", True), ("1MiB", False)])
+def test_what_the_allocator_reserves_has_to_fit(budget, runs):
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Tanh())
+    executed = executor("liveness", budget=budget, backend=Caching())
+
+    def step():
+        with executed.step():
+            model.zero_grad()
+            model(torch.ones(2, 6)).sum().backward()
+
+    step()
+    step()
+    if runs:
+        step()
+        assert executed.report.mode == "executed"
+    else:
+        with pytest.raises(DoesNotFit, match=r"torch's allocator \(caching\)"):
+            step()
