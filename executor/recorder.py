@@ -6,10 +6,9 @@ becomes the trace, for only then is it known what the first left behind; one pro
 which says whose kernel is whose; and a few profiled without, which give the kernels' times.
 """
 
-import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
 import msgspec
@@ -22,17 +21,16 @@ from .attribution import Attribution, attribute
 from .findings import Measured, doubts, findings, usual_phases
 from .history import History
 from .log import Log
-from .meter import CudaMeter, blocks, counted
+from .meter import CudaMeter, counted
 from .modules import Modules
-from .names import known
 from .phases import Stopwatch
 from .private import Observer, compiled_frames, observed
 from .provenance import machine_of, provenance
 from .saves import COMPILED, RefuseCompiled, Saves
 from .stages import Stage, Stages
 from .step import Step, phases_of
-from .storages import resizing_refused
 from .timeline import Marks, Timeline, profiled
+from .watch import Watch, one_thread
 
 
 class Recorder:
@@ -177,31 +175,14 @@ class Recorder:
     @contextmanager
     def _logged(self) -> Iterator[None]:
         log = self._log
-        gc.collect()
-        start, first = log.place(), len(log.book.lives)
-        versions = {life.number: life.version for life in log.book.alive()}
-        before = known(self._modules, log)
-        log.unreleased.clear()
+        watch, saves = Watch(log, self._modules), Saves(log)
         log.dispatched = log.calls = 0
-        there = blocks(self.device) if self.device.type == "cuda" else {}
         last = "logged" not in self._stages
         history = History(self.device) if last and self.device.type == "cuda" else None
-        gradients: dict[int, str] = {}
-        saves = Saves(log)
-        names = self._name_gradients(gradients)
-        with ExitStack() as around:
-            for each in (
-                _no_collections(),
-                _one_thread(),
-                self._modules,
-                resizing_refused(),
-                names,
-            ):
-                around.enter_context(each)
-            if history is not None:
-                around.enter_context(history.recorded(counted(self.device)))
-            around.enter_context(saves)
-            around.enter_context(self._observing(log.observe))
+        with (
+            nullcontext() if history is None else history.recorded(counted(self.device)),
+            watch.around(saves, self._observing(log.observe), collect=True),
+        ):
             begin = time.perf_counter()
             yield
             self.logged_s = time.perf_counter() - begin
@@ -209,48 +190,21 @@ class Recorder:
         if last:
             log.book.close()
         if history is not None:
-            for op in log.operations[start:]:
+            for op in log.operations[watch.start :]:
                 history.settle(op)
-        self._step = Step(
-            start=start,
-            first=first,
-            operations=log.operations[start:],
-            lives=log.book.lives,
-            kept=saves.kept,
-            versions=versions,
-            known_before=before,
-            known_after=known(self._modules, log),
-            gradients=gradients,
-            blocks=there,
-        )
+        self._step = watch.step(saves)
 
     @contextmanager
     def _marks(self) -> Iterator[None]:
         marks = Marks()
         profiler = profiled(self._marked, self.device.index, host=True)
-        with profiler, _one_thread(), self._observing(marks.observe):
+        with profiler, one_thread(), self._observing(marks.observe):
             yield
         self._marked_calls = marks.calls
 
     @contextmanager
     def _profiled(self) -> Iterator[None]:
         with profiled(self._plain, self.device.index, host=False):
-            yield
-
-    @contextmanager
-    def _name_gradients(self, found: dict[int, str]) -> Iterator[None]:
-        """Note which storages become gradients of which parameters."""
-        with ExitStack() as hooks:
-            for name, parameter in self._modules.parameters():
-                if not (parameter.requires_grad and parameter.is_leaf):
-                    continue
-
-                def note(leaf: torch.Tensor, name: str = name) -> None:
-                    life = self._log.book.find(leaf.grad) if leaf.grad is not None else None
-                    if life is not None:
-                        found[life.number] = name
-
-                hooks.callback(parameter.register_post_accumulate_grad_hook(note).remove)
             yield
 
     # -- times -------------------------------------------------------------------------------------
@@ -283,26 +237,6 @@ OWN_MODE: Final = (
     "the step enters a dispatch mode of its own (selective checkpointing, a flop counter), which "
     "this torch cannot combine with recording; take torch 2.13, or record the step without it"
 )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let backward run in this thread: one total order."""
-    with torch.autograd.set_multithreading_enabled(False):
-        yield
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """Hold the garbage collector off, so that what dies does so at its place; collect after."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-        gc.collect()
 
 
 def _numbered(device: torch.device) -> torch.device:

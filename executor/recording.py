@@ -7,7 +7,7 @@ looked up among all tensors of the process.
 
 import gc
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,16 +20,15 @@ from .backend import Backend
 from .entries import View
 from .layout import Layout
 from .log import Log
-from .meter import CudaMeter, blocks
+from .meter import CudaMeter
 from .modules import Modules
-from .names import known
 from .private import Overload, compiled_frames, observed
 from .provenance import provenance
 from .safe import Fired, SafeSaves
 from .saves import COMPILED
 from .slabs import Slabs
 from .step import Step
-from .storages import resizing_refused
+from .watch import Watch
 
 
 class Recorded(NamedTuple):
@@ -75,23 +74,9 @@ class Recording:
     def step(self) -> Iterator[None]:
         """Run one step in safe mode, and log it."""
         log = self._log
-        gc.collect()
-        start, first = log.place(), len(log.book.lives)
-        versions = {life.number: life.version for life in log.book.alive()}
-        before = known(self._modules, log)
-        log.unreleased.clear()
-        there = blocks(log.device) if log.device.type == "cuda" else {}
-        gradients: dict[int, str] = {}
         frames = compiled_frames()
-        saves = SafeSaves(log, self._slabs, self._backend)
-        with ExitStack() as around:
-            around.enter_context(torch.autograd.set_multithreading_enabled(False))
-            around.enter_context(_no_collections())
-            around.enter_context(self._modules)
-            around.enter_context(resizing_refused())
-            around.enter_context(_naming(gradients, self._modules, log))
-            around.enter_context(saves)
-            around.enter_context(observed(partial(self._observe, saves)))
+        watch, saves = Watch(log, self._modules), SafeSaves(log, self._slabs, self._backend)
+        with watch.around(saves, observed(partial(self._observe, saves)), collect=False):
             yield
         if compiled_frames() > frames:
             raise Unsupported(COMPILED)
@@ -99,18 +84,7 @@ class Recording:
         saves.settle()
         self.missing = max(0, self.missing - 1)
         self.stayed_nbytes = saves.stayed_nbytes
-        step = Step(
-            start=start,
-            first=first,
-            operations=log.operations[start:],
-            lives=log.book.lives,
-            kept=saves.kept,
-            versions=versions,
-            known_before=before,
-            known_after=known(self._modules, log),
-            gradients=gradients,
-            blocks=there,
-        )
+        step = watch.step(saves)
         if not self.missing:
             self._assemble(step, saves)
 
@@ -152,32 +126,3 @@ def enter_all(log: Log) -> None:
         for tensor in (each, each.grad) if leaf else (each,):
             if log.here(tensor) and tensor.layout is torch.strided:
                 _ = log.book.find(tensor) or log.book.enter(tensor, -1)
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """Hold the garbage collector off, so that what dies does so at its place."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextmanager
-def _naming(found: dict[int, str], modules: Modules, log: Log) -> Iterator[None]:
-    """Note which storages become gradients of which parameters."""
-    with ExitStack() as hooks:
-        for name, parameter in modules.parameters():
-            if not (parameter.requires_grad and parameter.is_leaf):
-                continue
-
-            def note(leaf: torch.Tensor, name: str = name) -> None:
-                life: Any = log.book.find(leaf.grad) if leaf.grad is not None else None
-                if life is not None:
-                    found[life.number] = name
-
-            hooks.callback(parameter.register_post_accumulate_grad_hook(note).remove)
-        yield
