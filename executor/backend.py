@@ -37,6 +37,10 @@ class Backend(ABC):
         """The model of what the device reserves, by its name in machine files."""
         return "exact"
 
+    def allocated_nbytes(self) -> int | None:
+        """Return the bytes that the device has given out, None where nobody counts them."""
+        return None
+
     def computes_here(self) -> bool:
         """Whether what is computed now is what copies wait for, and not beside it."""
         return True

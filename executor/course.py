@@ -19,6 +19,9 @@ TRIES: Final = 4
 FRUITLESS: Final = 2
 """How often a step is recorded again after a surprise, to find only what is known already."""
 
+GROWTH_NBYTES: Final = 1 << 20
+"""How much more a step may find on the device than the one before, until it is recorded again."""
+
 SURPRISES: Final = 8
 """After how many surprises in steps of one signature nothing is recorded again."""
 
@@ -61,6 +64,8 @@ class Course:
         self._tries = 0
         self._fruitless = 0
         self._surprises = 0
+        self._growths = 0
+        self._start_nbytes: int | None = None
 
     def record(self, *, first: bool) -> Recording:
         """Return the recording under way, a new one if there is none."""
@@ -111,6 +116,21 @@ class Course:
                 self._slabs(tier, plan).reserve(nbytes)
         self.plans[plan.look] = self.usual = plan
         self.recording = None
+
+    def begin(self, nbytes: int | None) -> None:
+        """A step is about to begin with so many bytes on the device: if they have grown, a schedule
+        that knows nothing of them may not fit any more, and the step is recorded again."""
+        if nbytes is None or self.usual is None or self.recording is not None:
+            return
+        before, self._start_nbytes = self._start_nbytes, nbytes
+        if before is None or nbytes <= before + GROWTH_NBYTES or self._growths >= FRUITLESS:
+            return
+        self._growths += 1
+        self._site.say(
+            "there is more on the device than when the step was recorded (the states of an "
+            "optimizer that had skipped its steps?), so it is recorded again"
+        )
+        self.record(first=False)
 
     def surprised(self, why: str) -> None:
         """A step was none that is known: record the next one, unless that has been in vain."""

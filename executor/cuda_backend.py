@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from .backend import Backend, Ticket, host_nbytes
+from .meter import requested
 
 
 class CudaBackend(Backend):
@@ -39,6 +40,10 @@ class CudaBackend(Backend):
         segments = torch.cuda.memory_snapshot()
         expandable = any(each.get("is_expandable") for each in segments)
         return "caching-expandable" if expandable else "caching"
+
+    def allocated_nbytes(self) -> int:
+        """Return the bytes that were asked for and are there."""
+        return requested(self.device)["current"]
 
     def computes_here(self) -> bool:
         """Whether the stream that is current now is that of the step."""

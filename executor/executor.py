@@ -121,6 +121,7 @@ class Executor:
             self._courses[key] = Course(self._site)
         course = self._courses[key]
         course.prepare()
+        course.begin(self.backend.allocated_nbytes())
         self._inside = True
         self.backend.begin()
         try:

@@ -277,3 +277,36 @@ def test_what_the_allocator_reserves_has_to_fit(budget, runs):
     else:
         with pytest.raises(DoesNotFit, match=r"torch's allocator \(caching\)"):
             step()
+
+
+class Counting(EmulatedBackend):
+    """A device that says how many bytes it has given out."""
+
+    there = 0
+
+    def allocated_nbytes(self):
+        return self.there
+
+
+def test_a_step_that_finds_more_on_the_device_is_recorded_again():
+    """An optimizer that skips its first steps has no states when the step is recorded."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Sigmoid(), nn.Tanh())
+    optimizer = torch.optim.Adam(model.parameters())
+    backend = Counting()
+    runs = executor(Everything(), backend=backend)
+    modes = []
+    for i in range(8):
+        with runs.step():
+            optimizer.zero_grad()
+            model(torch.ones(2, 64)).sum().backward()
+            if i >= 4:
+                optimizer.step()
+        backend.there = 2 << 20 if i >= 4 else 0
+        modes.append(runs.report.mode)
+    assert modes[:4] == ["safe", "recorded", "executed", "executed"]
+    assert "recorded" in modes[4:]
+    assert modes[-1] == "executed"
+    kinds = [storage.kind for storage in runs.plans[-1].trace.storages]
+    assert "optimizer-state" in kinds
+    assert sum("more on the device" in notice for notice in runs.notices) == 1
