@@ -48,9 +48,11 @@ class Entry:
         "_original",
         "address",
         "blocks",
+        "early",
         "kept",
         "nbytes",
         "number",
+        "sequence",
         "version",
         "where",
     )
@@ -70,6 +72,8 @@ class Entry:
         self.where = Where.HERE
         self.blocks: dict[str, Block] = {}
         self.kept = False  # a tier had no room, so it stays
+        self.sequence = -1  # of the operation that saved it last, among autograd's nodes
+        self.early = False  # it was copied while that operation may still have run
         self._backend = backend
         self._original = weakref.ref(storage)
         self._aliases: list[torch.Tensor] = []

@@ -16,7 +16,7 @@ from .backend import STREAMS, Backend
 from .entries import Entry, Where
 from .journal import Journal
 from .plan import Action, Look, Plan, What
-from .private import address, holders, running_node, version_of
+from .private import address, holders, running_node, sequence_number, version_of
 from .slabs import Block, Slabs
 
 Handle = tuple[torch.Tensor, int, int, Entry | None]
@@ -83,8 +83,8 @@ class ExecutedStep:
             self._fault_version(alias, version)
         if entry is None:
             return alias
-        if entry.blocks or entry.where is not Where.HERE:
-            self._prove_asker(number)
+        if entry.early or entry.where is not Where.HERE:
+            self._prove_asker(entry, number)
         if entry.where is not Where.HERE:
             self._bring(entry)
             entry.show(alias, self._saved[number].view)
@@ -157,6 +157,7 @@ class ExecutedStep:
             self._lose(f"save {number} is of another storage or version than recorded")
             return None
         entry.add(alias)
+        entry.sequence = sequence_number()
         return entry
 
     def _do(self, action: Action) -> None:
@@ -206,6 +207,7 @@ class ExecutedStep:
                 entry.kept = True
                 self.journal.write(self._at, "kept", s)
             else:
+                entry.early = entry.sequence == sequence_number()
                 taken.append((entry, block))
                 self.journal.write(self._at, "copy", s)
         if taken:
@@ -250,10 +252,11 @@ class ExecutedStep:
         self.why = why
         self._held.clear()
 
-    def _prove_asker(self, number: int) -> None:
-        """Refuse what was sent away for another operation, or is asked for on another stream."""
+    def _prove_asker(self, entry: Entry, number: int) -> None:
+        """Refuse what was sent away for another operation before that was over, and what is asked
+        for on another stream."""
         node, recorded = running_node(), self._saved[number].asker
-        if node is not None and recorded and node.name() != recorded:
+        if entry.early and node is not None and recorded and node.name() != recorded:
             raise Unsupported(
                 f"save {number} was sent away as one of {recorded}, and {node.name()} asks for it: "
                 "the step is another one than was recorded, in a way that shows too late; give "

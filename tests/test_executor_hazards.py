@@ -88,27 +88,62 @@ def test_a_loss_that_is_kept_once_keeps_what_its_graph_saved():
 # -- another step with the same look ---------------------------------------------------------------
 
 
-def test_what_was_sent_for_another_operation_is_refused():
-    """The noise of rrelu is packed before it is filled; a product saves two that look like it."""
-    torch.manual_seed(0)
-    weight = nn.Parameter(torch.rand(4, 4) - 0.5)
+def branching(noisy):
+    """Return a program whose second save is a result, or noise that is not filled yet: both look
+    the same when they are packed."""
+    weight = nn.Parameter(torch.linspace(-1, 1, 16).reshape(4, 4))
 
-    def run(noisy):
+    def run():
+        torch.manual_seed(1)
         weight.grad = None
-        x = weight * 1.0
-        y = F.rrelu(x, 0.1, 0.3, training=True) if noisy else x * (weight * 2.0)
-        y.sum().backward()
+        if noisy():
+            F.rrelu(weight * 1.0, 0.1, 0.3, training=True).sum().backward()
+        else:
+            (weight * 1.0).exp().tanh().sum().backward()
+        return weight.grad.clone()
 
+    return run
+
+
+def test_what_was_sent_for_another_operation_is_refused():
+    late = False
+    run = branching(lambda: late)
     runs = executor(Everything())
     for _ in range(3):
         with runs.step():
-            run(noisy=False)
+            expected = run()
     assert runs.report.mode == "executed"
     assert runs.report.copied_out_nbytes > 0
-    with pytest.raises(Unsupported, match="was sent away as one of MulBackward0"), runs.step():
-        run(noisy=True)
+    late = True
+    with pytest.raises(Unsupported, match="asks for it: the step is another one"), runs.step():
+        run()
+    late = False
     with runs.step():
-        run(noisy=False)  # and goes on
+        assert torch.equal(run(), expected)  # and goes on
+
+
+def test_what_was_sent_after_its_operation_was_over_is_anybodys():
+    """Two saves of another operation are right, whoever asks: they were whole when they left."""
+    late = False
+    weight = nn.Parameter(torch.linspace(-1, 1, 16).reshape(4, 4))
+
+    def run():
+        weight.grad = None
+        x, y = weight * 1.0, weight * 2.0
+        (torch.maximum(x, y) if late else x * y).exp().sum().backward()
+        return weight.grad.clone()
+
+    plain = [run()]
+    late = True
+    plain.append(run())
+    late = False
+    runs = executor(Everything())
+    for _ in range(3):
+        with runs.step():
+            assert torch.equal(run(), plain[0])
+    late = True
+    with runs.step():
+        assert torch.equal(run(), plain[1])
 
 
 # -- streams ---------------------------------------------------------------------------------------
