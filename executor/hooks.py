@@ -17,6 +17,7 @@ from .entries import Entry, Where
 from .journal import Journal
 from .plan import Action, Look, Plan, What
 from .private import address, holders, running_node, sequence_number, version_of
+from .saves import fault_modified
 from .slabs import Block, Slabs
 
 Handle = tuple[torch.Tensor, int, int, Entry | None]
@@ -80,7 +81,9 @@ class ExecutedStep:
                         self._do(action)
                 self._at += 1
         if version_of(alias) != version:
-            self._fault_version(alias, version)
+            # What is away has no shape of its own.
+            shape = alias.shape if number < 0 else self._saved[number].shape
+            fault_modified(shape, version_of(alias), version)
         if entry is None:
             return alias
         if entry.early or entry.where is not Where.HERE:
@@ -264,15 +267,6 @@ class ExecutedStep:
             )
         if not self._backend.computes_here():
             raise Unsupported(STREAMS)
-
-    def _fault_version(self, alias: torch.Tensor, saved_version: int) -> None:
-        node = running_node()
-        asker = "" if node is None else f", asked for by {node.name()},"
-        raise RuntimeError(
-            "one of the variables needed for gradient computation has been modified by an inplace "
-            f"operation: a saved tensor{asker} is at version {version_of(alias)}; it was saved at "
-            f"version {saved_version}"
-        )
 
 
 def _told(dtype: torch.dtype | None, shape: Sequence[int]) -> str:

@@ -1,7 +1,8 @@
 """What autograd keeps: when a tensor is packed, when it is asked for, and when it is let go of."""
 
 import weakref
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Never
 
 import torch
 
@@ -120,16 +121,21 @@ class Saves(torch.autograd.graph.saved_tensors_hooks):
         tensor: torch.Tensor = handle.tensor
         kept: Kept | None = handle.kept
         if version(tensor) != handle.version:
-            node = running_node()
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an "
-                f"inplace operation: a saved tensor of shape {list(tensor.shape)}"
-                f"{f', asked for by {node.name()},' if node is not None else ''} is at version "
-                f"{version(tensor)}; it was saved at version {handle.version}"
-            )
+            fault_modified(tensor.shape, version(tensor), handle.version)
         if kept is not None and kept.unpacked < 0:
             self._log.poll()
             kept.unpacked = self._log.place()
             node = running_node()
             kept.asked_by = "" if node is None else node.name()
         return tensor
+
+
+def fault_modified(shape: Sequence[int], present: int, saved: int) -> Never:
+    """Raise what autograd itself raises of a saved tensor that was written to since."""
+    node = running_node()
+    raise RuntimeError(
+        "one of the variables needed for gradient computation has been modified by an inplace "
+        f"operation: a saved tensor of shape {list(shape)}"
+        f"{f', asked for by {node.name()},' if node is not None else ''} is at version {present}; "
+        f"it was saved at version {saved}"
+    )

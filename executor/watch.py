@@ -7,6 +7,7 @@ from typing import Final
 
 import torch
 
+from ..traces import without_collector
 from .log import Log
 from .meter import blocks
 from .modules import Modules
@@ -38,8 +39,10 @@ class Watch:
         """Log what runs in the block; collect garbage after it, if so told, so that what is left in
         cycles dies with the step."""
         with ExitStack() as around:
+            if collect:
+                around.callback(gc.collect)
             for each in (
-                no_collections(collect),
+                without_collector(),  # so that what dies does so at its place
                 one_thread(),
                 self._modules,
                 resizing_refused(),
@@ -88,17 +91,3 @@ def one_thread() -> Iterator[None]:
     """Let backward run in this thread: one total order."""
     with torch.autograd.set_multithreading_enabled(False):
         yield
-
-
-@contextmanager
-def no_collections(collect: bool) -> Iterator[None]:
-    """Hold the garbage collector off, so that what dies does so at its place."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-        if collect:
-            gc.collect()
