@@ -26,12 +26,17 @@ class Recompute(Component):
     cost    speed where the segment, with the largest gradient that its backward makes, is no
             larger than what the most demanding single operation needs; memory elsewhere
 
+    *rule* is how cost counts: as above (paper), or as the released code does, which adds up what
+    each forward operation of the segment reads and writes, and counts a gradient that is written
+    in place twice in what a backward one needs. In the paper's networks both choose alike.
+
     The outputs of operations of one of *kinds* are checkpoints and are never dropped here.
     """
 
     name: ClassVar[str] = "recompute"
 
     strategy: Literal["speed", "memory", "cost"] = "cost"
+    rule: Literal["paper", "release"] = "paper"
     kinds: tuple[str, ...] = CHECKPOINT_KINDS
 
     @property
@@ -71,7 +76,9 @@ class _Recompute(Part):
         if self._policy.strategy == "memory":
             self._fleeting = set(mine)
         elif self._policy.strategy == "cost":
-            self._fleeting = self._too_large(mine)
+            by_paper = self._policy.rule == "paper"
+            choose = self._too_large if by_paper else self._too_large_for_release
+            self._fleeting = choose(mine)
 
     def after(self, op: int, waiting: int | None) -> Iterable[Wish]:
         if waiting is None:
@@ -108,6 +115,22 @@ class _Recompute(Part):
                         gradient[number] = max(gradient[number], facts.fresh_scheduled_nbytes[op])
         peak = facts.scheduled_floor_nbytes
         return {s for s, number in segment.items() if nbytes[number] + gradient[number] > peak}
+
+    def _too_large_for_release(self, mine: list[int]) -> set[int]:
+        """Return the same by the released code's sums of dependency lists."""
+        facts = self._walk.facts
+        segment = self._segments(mine)
+        cost, peak = dict.fromkeys(segment.values(), 0), 0
+        for op, operation in enumerate(facts.trace.operations):
+            data = [s for s in facts.needs[op] + facts.fresh[op] if facts.scheduled[s]]
+            nbytes = sum(facts.nbytes[s] for s in data)
+            if operation.phase == "forward":
+                for number in {segment[s] for s in facts.fresh[op] if s in segment}:
+                    cost[number] += nbytes
+            else:  # a gradient that is written in place stands in the list twice
+                again = sum(facts.nbytes[s] for s in facts.overwrites[op] if facts.scheduled[s])
+                peak = max(peak, nbytes + again)
+        return {s for s, number in segment.items() if cost[number] > peak}
 
     def _segments(self, mine: list[int]) -> dict[int, int]:
         """Number the segments: a value is in the segment of the first dropped value it reads."""

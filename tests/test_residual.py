@@ -1,9 +1,12 @@
 """Forks and joins against the paper: Table 1's row of ResNet50."""
 
+from random import Random
+
 import pytest
 
 from superneurons.machines import find_machine
 from superneurons.policies import decide, find_policy
+from superneurons.traces import find_trace, random_trace
 from superneurons.traces.resnet import residual_network
 from superneurons.traces.step import training_step
 
@@ -25,6 +28,32 @@ def test_table_1_row_of_resnet50(resnet50, strategy, recomputed, peak):
     ledger = decide(find_policy(policy), training_step(resnet50, "resnet50"), K40C).ledger
     assert ledger.rerun_ops == recomputed
     assert f"{max(ledger.step_nbytes) / 2**20:.3f}" == peak
+
+
+@pytest.mark.parametrize("trace", ["alexnet:batch=200", "resnet50:batch=32", "resnet101:batch=32"])
+def test_the_rules_of_paper_and_release_choose_alike_in_the_papers_networks(trace):
+    ours, theirs = (
+        decide(find_policy(f"liveness+recompute:rule={rule}"), find_trace(trace), K40C)
+        for rule in ("paper", "release")
+    )
+    assert list(ours.schedule.instructions) == list(theirs.schedule.instructions)
+    for strategy in ("speed", "memory"):  # of which neither has a choice
+        other = decide(
+            find_policy(f"liveness+recompute:strategy={strategy}"), find_trace(trace), K40C
+        )
+        assert ours.ledger.rerun_ops != other.ledger.rerun_ops
+
+
+def test_elsewhere_the_two_rules_differ():
+    differing = 0
+    for seed in range(200):
+        trace = random_trace(Random(seed), 25, "everywhere")
+        ours, theirs = (
+            decide(find_policy(f"liveness+recompute:rule={rule}"), trace, K40C)
+            for rule in ("paper", "release")
+        )
+        differing += list(ours.schedule.instructions) != list(theirs.schedule.instructions)
+    assert differing > 0
 
 
 def test_with_its_checkpoints_on_the_device_resnet50_needs_far_more(resnet50):
