@@ -71,7 +71,11 @@ def carry(name: str, batch: int, folder: Path) -> dict[str, Any]:
     """Time a step of both batches, record the larger, and carry its times over to the other."""
     half = batch // 2
     small, large = make(name, half), make(name, batch)
-    plain = {half: usual_ns(small), batch: usual_ns(large)}
+    # In turns, and the recording right after: a host's speed changes within seconds.
+    times = [(usual_ns(large), usual_ns(small)) for _ in range(2)]
+    plain = {
+        size: round(median(each)) for size, each in zip((batch, half), zip(*times), strict=True)
+    }
     del small
     recorder = Recorder(name)
     while not recorder.done:
@@ -91,7 +95,7 @@ def usual_ns(step: Any) -> int:
     """Return the median time of a step, from an idle GPU to an idle GPU, once it has settled."""
     times: list[int] = []
     began = time.perf_counter_ns()
-    while time.perf_counter_ns() - began < 2_000_000_000 or len(times) < 10:
+    while time.perf_counter_ns() - began < 1_000_000_000 or len(times) < 10:
         torch.cuda.synchronize()
         begin = time.perf_counter_ns()
         step()
