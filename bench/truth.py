@@ -74,7 +74,8 @@ def carry(name: str, batch: int, folder: Path) -> dict[str, Any]:
     # In turns, and the recording right after: a host's speed changes within seconds.
     times = [(usual_ns(large), usual_ns(small)) for _ in range(2)]
     plain = {
-        size: round(median(each)) for size, each in zip((batch, half), zip(*times), strict=True)
+        size: round(median(each))
+        for size, each in zip((batch, half), zip(*times, strict=True), strict=True)
     }
     del small
     recorder = Recorder(name)
