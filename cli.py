@@ -1,16 +1,13 @@
 """The command line: thin. It finds things by name, asks for a report, and prints it."""
 
-import importlib.util
 import inspect
-import logging
-from pathlib import Path
 from typing import Any
 
 import click
 
 from . import __version__
-from .commands import ablate, paper
-from .errors import IllegalSchedule, InvalidInput, MissingExtra, PolicyFailed, SuperneuronsError
+from .commands import ablate, convert, paper, record, run
+from .errors import IllegalSchedule, InvalidInput, PolicyFailed, SuperneuronsError
 
 
 class _Commands(click.Group):
@@ -31,7 +28,10 @@ def main() -> None:
 
 
 main.add_command(ablate)
+main.add_command(convert)
 main.add_command(paper)
+main.add_command(record)
+main.add_command(run)
 
 
 @main.command()
@@ -192,134 +192,6 @@ def traces(trace: str | None) -> None:
         click.echo(summary(find_trace(trace)))
 
 
-def _new_trace(_: click.Context, __: click.Parameter, name: str) -> str:
-    """Refuse a trace file that could not be written, before anything is made for it."""
-    from .traces.file import SUFFIXES
-
-    if not name.endswith(SUFFIXES):
-        raise InvalidInput(
-            f"{name}: a trace file ends in {', '.join(SUFFIXES)}; give -o such a name"
-        )
-    if not Path(name).parent.is_dir():
-        raise InvalidInput(f"{name}: there is no folder {str(Path(name).parent)!r}; make it first")
-    return name
-
-
-@main.command()
-@click.argument("foreign", type=click.Path())
-@click.option(
-    "-o",
-    "--output",
-    "trace",
-    callback=_new_trace,
-    required=True,
-    help="The trace file to write: step.yaml, step.json.gz",
-)
-def convert(foreign: str, trace: str) -> None:
-    """Make a trace file of FOREIGN: another tool's file, or a trace that is to be spelled anew."""
-    from .traces import write_trace
-    from .traces.readers import read_foreign
-
-    found, step = read_foreign(foreign)
-    write_trace(step, trace)
-    lacks = step.notes.get("lacking", found.lacks)
-    click.echo(
-        f"{foreign}: {found.title}. {len(step.operations)} operations, {len(step.storages)} "
-        f"storages, written to {trace}." + (f" It lacks: {lacks}." if lacks else "")
-    )
-
-
-@main.command()
-@click.argument("function", metavar="MODULE:FUNCTION")
-@click.option(
-    "-o",
-    "--output",
-    callback=_new_trace,
-    required=True,
-    help="The trace file to write: step.json.gz",
-)
-@click.option("--name", help="The trace's name; the function's unless given.")
-@click.option(
-    "--estimate", "guess", is_flag=True, help="Use no GPU, even if there is one, and no memory."
-)
-def record(function: str, output: str, name: str | None, guess: bool) -> None:
-    """Record one training step of a PyTorch model: MODULE:FUNCTION or FILE.py:FUNCTION.
-
-    The function builds model, inputs, loss and optimizer, on torch's default device, and returns a
-    function without arguments that runs one whole training step. Parameters may follow:
-    superneurons.zoo:resnet50:batch=64. Without a GPU the step is estimated.
-    """
-    from .notation import format_bytes
-    from .traces import write_trace
-
-    _require_torch("recording")
-    from .executor import record_function
-
-    trace, estimated = record_function(function, name, guess=guess)
-    facts = trace.facts
-    write_trace(trace, output)
-    what = "estimated" if estimated else "recorded"
-    click.echo(
-        f"{output}: {what} {trace.name}, {facts.op_count} operations, {len(trace.saves)} saves, "
-        f"{format_bytes(facts.start_nbytes)} there at the start; times: {trace.times}"
-    )
-    if "caveat" in trace.notes:
-        click.echo(f"Take care: {trace.notes['caveat']}.")
-    if estimated:
-        click.echo("An estimate: no GPU was asked, so times and workspaces are not measured.")
-
-
-@main.command()
-@click.argument("function", metavar="MODULE:FUNCTION")
-@click.option("--policy", required=True, help="One policy: liveness+offload:lookahead=3")
-@click.option("--budget", help="Bound the device memory: 12GiB")
-@click.option("--machine", help="A name or file; without one the links are measured.")
-@click.option("--host-memory", help="Bound the host memory that is taken: 64GiB")
-@click.option("--steps", default=5, show_default=True, help="Two are recorded, the rest executed.")
-@click.option("--log", type=click.Path(dir_okay=False), help="Append the run as a line of JSON.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything, as an object.")
-def run(
-    function: str,
-    policy: str,
-    budget: str | None,
-    machine: str | None,
-    host_memory: str | None,
-    steps: int,
-    log: str | None,
-    as_json: bool,
-) -> None:
-    """Train by a policy's schedule: MODULE:FUNCTION or FILE.py:FUNCTION, as `record` takes it."""
-    _require_torch("running")
-    from .executor import StepReport, append_line, run_function
-    from .notation import format_bytes, format_ns
-
-    logging.getLogger("superneurons").addHandler(logging.NullHandler())  # notices are printed
-
-    def tell(step: StepReport, took_ns: int) -> None:
-        why = f" ({step.why})" if step.why else ""
-        moved = f"{step.copied_out_nbytes} bytes out, {step.copied_in_nbytes} back"
-        late = f", {step.late_fetches} late" if step.late_fetches else ""
-        click.echo(f"step {step.step}: {step.mode}{why}, {format_ns(took_ns)}; {moved}{late}")
-
-    report = run_function(
-        function, policy, budget, machine, steps, host_memory, None if as_json else tell
-    )
-    if log:
-        append_line(report, log)
-    if as_json:
-        _print_json(report)
-        return
-    for notice in report.notices:
-        click.echo(notice)
-    predicted, found = report.predicted_peak_bytes, report.measured_peak_bytes
-    if predicted is not None:
-        measured = "not measured here" if found is None else f"measured {format_bytes(found)}"
-        click.echo(
-            f"{report.model} under {report.policy}: peak {format_bytes(predicted)} predicted, "
-            f"{measured}"
-        )
-
-
 @main.command()
 @click.argument("policy", required=False)
 def policies(policy: str | None) -> None:
@@ -356,14 +228,6 @@ def machines(name: str | None) -> None:
     click.echo(f"{machine.name}: {machine.description}\n")
     for key, source in machine.sources.items():
         click.echo(f"{key} = {machine.written[key]}\n    {source}")
-
-
-def _require_torch(what: str) -> None:
-    if importlib.util.find_spec("torch") is None:
-        raise MissingExtra(
-            f"{what} needs PyTorch: pip install 'superneurons[torch]', or a build of it from "
-            "pytorch.org"
-        )
 
 
 def _print_json(content: object) -> None:

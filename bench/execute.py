@@ -115,7 +115,7 @@ def told(executor: Executor) -> dict[str, Any]:
     return {
         "mode": report.mode,
         "why": report.why,
-        "places": executor.looked,
+        "places": len(executor.readings),
         "differences": [list(each) for each in executor.differences[:5]],
         "different_places": len(executor.differences),
         "copied_out": report.copied_out_nbytes,

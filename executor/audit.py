@@ -23,9 +23,9 @@ from .recording import enter_all
 from .slabs import Slabs
 
 
-class Difference(NamedTuple):
-    """A place where the device holds other bytes than the ledger says, beyond those at the start:
-    before operation *place*, *op*."""
+class Reading(NamedTuple):
+    """What the device held before operation *place*, *op*, beyond what was there at the start, and
+    what it was to hold."""
 
     place: int
     op: str
@@ -34,8 +34,7 @@ class Difference(NamedTuple):
 
 
 class AuditedStep(ExecutedStep):
-    """An executed step that is watched. *differences* are the places where bytes are not as
-    planned, *looked* is at how many it was looked."""
+    """An executed step that is watched. *readings* are what was found, before each operation."""
 
     def __init__(
         self,
@@ -45,8 +44,7 @@ class AuditedStep(ExecutedStep):
         others: Mapping[Look, Plan] | None = None,
     ) -> None:
         super().__init__(plan, backend, slabs, others)
-        self.differences: list[Difference] = []
-        self.looked = 0
+        self.readings: list[Reading] = []
         self._log = Log(backend.device)
         self._bytes = self._on_gpu if backend.device.type == "cuda" else self._in_book
         if backend.device.type != "cuda":
@@ -103,11 +101,9 @@ class AuditedStep(ExecutedStep):
         before = 0 if self._log.quiet else self._bytes()
         result = self._log.observe(func, args, kwargs)
         if self._log.place() > place and not self.why and place < len(self._planned):
-            self.looked += 1
-            planned, found = self._planned[place], before - self._start_nbytes
-            if planned != found:
-                name = self.plan.trace.operations[place].name
-                self.differences.append(Difference(place, name, planned, found))
+            name = self.plan.trace.operations[place].name
+            found = before - self._start_nbytes
+            self.readings.append(Reading(place, name, self._planned[place], found))
         return result
 
     def _on_gpu(self) -> int:

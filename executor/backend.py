@@ -19,7 +19,7 @@ Ticket = Any
 class Backend(ABC):
     """A device with tiers beside it. *nothing* is an empty tensor there, *tiers* are names.
 
-    While *timing* is set, fences are timed, which makes each a little slower.
+    While *timing* is set, fences and copies are timed, which makes each a little slower.
     """
 
     def __init__(self, device: torch.device, tiers: Sequence[str]) -> None:
@@ -88,6 +88,11 @@ class Backend(ABC):
         """Return what fences have cost since the last call, 0 where that is not measured; the host
         waits for the last of them."""
         return 0
+
+    def copied_ns(self) -> tuple[int, int]:
+        """Return how long copies out and in took since the last call, 0 where that is not measured;
+        the host waits for the last of them."""
+        return 0, 0
 
 
 STREAMS: Final = (

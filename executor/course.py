@@ -8,6 +8,7 @@ from ..machines import Machine
 from ..notation import format_bytes
 from ..policies import Policy, decide_reserved
 from ..schedules import Schedule
+from ..traces import Trace, with_times
 from .backend import Backend
 from .plan import Look, Plan
 from .recording import Recorded, Recording
@@ -28,7 +29,7 @@ SURPRISES: Final = 8
 
 class Site:
     """Where steps run: *backend* and *slabs*, by what *policy*, on which *machine*, in how many
-    bytes; *say* tells the user something, once."""
+    bytes; *times* are a recording's; *say* tells the user something, once."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class Site:
         policy: Policy,
         machine: Machine,
         budget: int | None,
+        times: Trace | None,
         say: Callable[[str], None],
     ) -> None:
         self.backend: Final = backend
@@ -44,7 +46,18 @@ class Site:
         self.policy: Final = policy
         self.machine: Final = machine
         self.budget: Final = budget
+        self.times: Final = times
         self.say: Final = say
+
+    def timed(self, trace: Trace) -> Trace:
+        """Return a recorded step with the times of the recording, if it is of the same step."""
+        if self.times is None:
+            return trace
+        try:
+            return with_times(trace, self.times)
+        except InvalidInput as error:
+            self.say(f"{error}; the roofline of {self.machine.name} stands for its times")
+            return trace
 
 
 class Course:
@@ -89,6 +102,7 @@ class Course:
                     self._keep(f"the step cannot be recorded: {recording.problem}")
             return
         recorded, site = recording.recorded, self._site
+        recorded = recorded._replace(trace=site.timed(recorded.trace))
         why = _nothing_to_do(recorded)
         if why:
             self._keep(why)

@@ -13,6 +13,9 @@ import torch
 from .backend import Backend, Ticket, host_nbytes
 from .meter import requested
 
+Around = tuple[torch.cuda.Event, torch.cuda.Event]
+"""Events before and after something whose time is asked for."""
+
 
 class CudaBackend(Backend):
     """A GPU with pinned host memory, and another GPU's memory if *peer* names one.
@@ -23,7 +26,8 @@ class CudaBackend(Backend):
     def __init__(self, device: torch.device, peer: torch.device | None = None) -> None:
         super().__init__(device, ("host",) if peer is None else ("host", "peer"))
         self._peer = peer
-        self._waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._waits: list[Around] = []
+        self._copies: dict[str, list[Around]] = {"out": [], "in": []}
         with torch.cuda.device(device):
             self._compute = torch.cuda.current_stream()
             self._out = {tier: torch.cuda.Stream() for tier in self.tiers}
@@ -61,7 +65,7 @@ class CudaBackend(Backend):
         """Start copies on the stream for copies out to that tier."""
         stream = self._out[tier]
         stream.wait_event(self._compute.record_event())
-        return _copy([(block, source) for source, block in pairs], stream, after)
+        return self._copy([(block, source) for source, block in pairs], stream, after, "out")
 
     def fetch(
         self, blocks: Sequence[torch.Tensor], tier: str, after: Sequence[Ticket]
@@ -75,14 +79,14 @@ class CudaBackend(Backend):
         stream = self._in[tier]
         # Whoever had these bytes before may still be computing with them: not before that is over.
         stream.wait_event(self._compute.record_event())
-        return back, _copy(list(zip(back, blocks, strict=True)), stream, after)
+        return back, self._copy(list(zip(back, blocks, strict=True)), stream, after, "in")
 
     def wait(self, ticket: torch.cuda.Event) -> None:
         """Let the compute stream wait for a copy's event."""
         if not self.timing:
             self._compute.wait_event(ticket)
             return
-        around = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        around = _around()
         self._compute.record_event(around[0])
         self._compute.wait_event(ticket)
         self._compute.record_event(around[1])
@@ -91,9 +95,12 @@ class CudaBackend(Backend):
     def waited_ns(self) -> int:
         """Return how long the compute stream stood still for fences since the last call."""
         waits, self._waits = self._waits, []
-        if waits:
-            waits[-1][1].synchronize()
-        return int(sum(begin.elapsed_time(end) for begin, end in waits) * 1e6)
+        return _elapsed_ns(waits)
+
+    def copied_ns(self) -> tuple[int, int]:
+        """Return how long copies out and in took since the last call, if they were timed."""
+        copies, self._copies = self._copies, {"out": [], "in": []}
+        return _elapsed_ns(copies["out"]), _elapsed_ns(copies["in"])
 
     def ended(self, ticket: torch.cuda.Event) -> bool:
         """Whether a copy's event has been reached."""
@@ -106,22 +113,37 @@ class CudaBackend(Backend):
             return int(torch.cuda.mem_get_info(self._peer)[0] * 9 // 10)
         return host_nbytes() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
+    def _copy(
+        self,
+        pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        stream: torch.cuda.Stream,
+        after: Sequence[Ticket],
+        way: str,
+    ) -> torch.cuda.Event:
+        """Copy pairs of target and source on a stream, after other copies; return the event."""
+        for ticket in after:
+            stream.wait_event(ticket)
+        around = _around() if self.timing else None
+        if around is not None:
+            stream.record_event(around[0])
+            self._copies[way].append(around)
+        with torch.cuda.stream(stream):
+            for target, source in pairs:
+                target.copy_(source, non_blocking=True)
+        event: torch.cuda.Event = stream.record_event(None if around is None else around[1])
+        return event
+
     def drain(self) -> None:
         """Wait until the copy streams and the compute stream are idle."""
         for stream in (*self._out.values(), *self._in.values(), self._compute):
             stream.synchronize()
 
 
-def _copy(
-    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    stream: torch.cuda.Stream,
-    after: Sequence[Ticket],
-) -> torch.cuda.Event:
-    """Copy pairs of target and source on a stream, after other copies; return the event."""
-    for ticket in after:
-        stream.wait_event(ticket)
-    with torch.cuda.stream(stream):
-        for target, source in pairs:
-            target.copy_(source, non_blocking=True)
-    event: torch.cuda.Event = stream.record_event()
-    return event
+def _around() -> Around:
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+
+def _elapsed_ns(pairs: Sequence[Around]) -> int:
+    if pairs:
+        pairs[-1][1].synchronize()
+    return int(sum(begin.elapsed_time(end) for begin, end in pairs) * 1e6)

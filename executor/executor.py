@@ -15,7 +15,8 @@ from ..policies import Policy, find_policy
 from ..policies.recompute import Recompute
 from ..policies.stack import Stack
 from ..policies.superneurons import SuperNeurons
-from .audit import AuditedStep, Difference
+from ..traces import Trace, find_trace
+from .audit import AuditedStep, Reading
 from .backend import Backend
 from .course import Course, Site
 from .cpu_backend import EmulatedBackend
@@ -48,9 +49,10 @@ class Executor:
     *policy* is a policy or its name, *budget* what of the device it may use (all of it unless
     given), *machine* a machine, its name or file; without one the links are measured. *host_memory*
     bounds what is taken of the host, *peer* names another GPU for schedules that send there.
-    *report* tells of the last step, *notices* are what was said. With *audit* each executed step is
-    watched, slowly: *differences* are the places, of those *looked* at, where the device's bytes
-    were not the ledger's.
+    *times*, a recording of the same step on this GPU or its file, gives policies and forecasts the
+    operations' times, in place of a roofline. *report* tells of the last step, *notices* are what
+    was said. With *audit* each executed step is watched, slowly: *readings* are the device's bytes
+    beside the ledger's before each operation.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Executor:
         device: torch.device | str | None = None,
         peer: torch.device | str | None = None,
         host_memory: str | int | None = None,
+        times: Trace | str | None = None,
         backend: Backend | None = None,
         slab_nbytes: int = SLAB_NBYTES,
         audit: bool = False,
@@ -74,8 +77,7 @@ class Executor:
         self._last: Journal | StepReport | None = None
         self.steps = 0
         self.audit = audit
-        self.differences: list[Difference] = []
-        self.looked = 0
+        self.readings: list[Reading] = []
         host_nbytes = _nbytes(host_memory)
         if machine is None:
             self.machine = measured(self.backend, host_nbytes)
@@ -93,7 +95,13 @@ class Executor:
             if tier.name in self.backend.tiers
         }
         self._site: Final = Site(
-            self.backend, self.slabs, self.policy, self.machine, self.budget, self.notices.say
+            self.backend,
+            self.slabs,
+            self.policy,
+            self.machine,
+            self.budget,
+            find_trace(times) if isinstance(times, str) else times,
+            self.notices.say,
         )
         self._courses: dict[Hashable, Course] = {}
         self._inside = False
@@ -107,6 +115,11 @@ class Executor:
     def plans(self) -> list[Plan]:
         """What the hooks do in each kind of step so far; each plan has its schedule."""
         return [plan for course in self._courses.values() for plan in course.plans.values()]
+
+    @property
+    def differences(self) -> list[Reading]:
+        """Where an audited step had other bytes than the ledger."""
+        return [each for each in self.readings if each.found_nbytes != each.planned_nbytes]
 
     @contextmanager
     def step(self, *batch: object) -> Iterator[None]:
@@ -153,6 +166,7 @@ class Executor:
 
     def _execute(self, course: Course, plan: Plan) -> Iterator[None]:
         self.backend.waited_ns()  # what steps before have waited is not this one's
+        self.backend.copied_ns()
         kind = AuditedStep if self.audit else ExecutedStep
         step = kind(plan, self.backend, self.slabs, course.plans)
         try:
@@ -167,11 +181,11 @@ class Executor:
             self.backend.drain()
             raise
         step.finish()
-        step.journal.end(self.steps, step.why, self.backend.waited_ns())
+        step.journal.end(self.steps, step.why, self.backend.waited_ns(), self.backend.copied_ns())
         self._last = step.journal
         self.steps += 1
         if isinstance(step, AuditedStep):
-            self.differences, self.looked = step.differences, step.looked
+            self.readings = step.readings
         if step.why:
             course.surprised(step.why)
         else:

@@ -40,7 +40,9 @@ class StepReport(Struct, frozen=True, kw_only=True):
     """One step under the executor. *mode* is "safe", "recorded", "executed" or "kept", and *why*
     says why a step kept everything.
 
-    *planned* and *done* count what was due and what happened, by its name.
+    *planned* and *done* count what was due and what happened, by its name. *stall_ns* is how long
+    the computation waited for copies, *out_ns* and *in_ns* how long copies took each way: 0 where
+    that is not measured.
     """
 
     step: int
@@ -53,6 +55,8 @@ class StepReport(Struct, frozen=True, kw_only=True):
     late_fetches: int = 0
     not_freed_nbytes: int = 0
     stall_ns: int = 0
+    out_ns: int = 0
+    in_ns: int = 0
     storages: list[StorageReport] = []
 
 
@@ -68,15 +72,17 @@ class Journal:
         self._step = 0
         self._why = ""
         self._stall_ns = 0
+        self._copied_ns = 0, 0
 
     def write(self, hook: int, what: str, storage: int) -> None:
         """Write down what has happened."""
         self.events.append(Event(hook, what, storage))
         self.kept += what == "kept"
 
-    def end(self, step: int, why: str, stall_ns: int) -> None:
+    def end(self, step: int, why: str, stall_ns: int, copied_ns: tuple[int, int]) -> None:
         """End it: *why* everything was kept from some hook on, "" if it was not."""
-        self._step, self._why, self._stall_ns = step, why, stall_ns
+        self._step, self._why = step, why
+        self._stall_ns, self._copied_ns = stall_ns, copied_ns
 
     def report(self) -> StepReport:
         """Return what the step did beside what it was to do."""
@@ -107,6 +113,8 @@ class Journal:
             late_fetches=counts.get("late", 0),
             not_freed_nbytes=stuck,
             stall_ns=self._stall_ns,
+            out_ns=self._copied_ns[0],
+            in_ns=self._copied_ns[1],
             storages=[
                 StorageReport(
                     name=facts.names[s],

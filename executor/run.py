@@ -10,17 +10,27 @@ import torch
 from msgspec import Struct
 
 from ..errors import InvalidInput
+from ..machines import Machine
+from ..reports import Report
+from ..schedules import Schedule
+from ..traces import Trace
+from .audit import Reading
 from .entry import find_entry
 from .executor import Executor
 from .journal import StepReport
 from .provenance import provenance
+
+Predict = Callable[[Trace, Schedule, Machine], Report]
+"""A simulator: what a schedule is expected to cost."""
 
 
 class RunReport(Struct, frozen=True, kw_only=True):
     """A few steps of one model under one policy: what was predicted, and what was measured.
 
     Peaks are bytes on the device, None where a device does not count them; the measured ones are
-    those of the executed steps alone. *steps* are all of them, in order.
+    those of the executed steps alone. *times* says what the predicted step time is made of:
+    "measured" times of a recording, or a "roofline". *steps* are all of them, in order. *readings*
+    are the bytes before each operation of one more step, if it was asked for.
     """
 
     model: str
@@ -28,6 +38,9 @@ class RunReport(Struct, frozen=True, kw_only=True):
     budget_bytes: int | None
     machine: str
     predicted_peak_bytes: int | None
+    predicted_reserved_bytes: int | None
+    predicted_step_time_ns: int | None
+    times: str
     measured_peak_bytes: int | None
     reserved_peak_bytes: int | None
     copied_out_bytes: int
@@ -35,6 +48,7 @@ class RunReport(Struct, frozen=True, kw_only=True):
     step_time_ns: int | None
     steps: list[StepReport]
     times_ns: list[int]
+    readings: list[Reading]
     notices: list[str]
     versions: dict[str, str]
 
@@ -46,26 +60,37 @@ def run_function(
     machine: str | None = None,
     steps: int = 5,
     host_memory: str | None = None,
+    times: str | None = None,
+    *,
+    predict: Predict,
+    audit: bool = False,
     tell: Callable[[StepReport, int], None] | None = None,
 ) -> RunReport:
-    """Run *steps* steps of `MODULE:FUNCTION` by a policy; *tell* hears of each, with its time."""
+    """Run *steps* steps of `MODULE:FUNCTION` by a policy, and one more that is watched for *audit*.
+
+    *times* is a recording of the same step, or its file; *tell* hears of each step, with its time.
+    """
     if steps < 1:
         raise InvalidInput(f"{steps} steps are none; the first two record, so run at least 3")
     name, make = find_entry(text)
-    runs = Executor(policy, budget, machine, host_memory=host_memory)
+    runs = Executor(policy, budget, machine, host_memory=host_memory, times=times)
     runs.backend.timing = True
     with runs.backend.device:
         step = make()
-    reports, times = [], []
+    reports, took_ns = [], []
     measured = reserved = None
     for report, took in _run(runs, step, steps):
         reports.append(report)
-        times.append(took)
+        took_ns.append(took)
         if tell is not None:
             tell(report, took)
         if report.mode == "executed" and runs.backend.device.type == "cuda":
             measured = max(measured or 0, torch.cuda.max_memory_allocated(runs.backend.device))
             reserved = max(reserved or 0, torch.cuda.max_memory_reserved(runs.backend.device))
+    if audit:
+        runs.audit = True
+        list(_run(runs, step, 1))
+    expected = _expected(runs, predict)
     done = [i for i, report in enumerate(reports) if report.mode == "executed"]
     last = reports[-1]
     return RunReport(
@@ -73,17 +98,30 @@ def run_function(
         policy=repr(runs.policy),
         budget_bytes=runs.budget,
         machine=runs.machine.name,
-        predicted_peak_bytes=runs.plans[-1].ledger.device_peak_nbytes if runs.plans else None,
+        predicted_peak_bytes=None if expected is None else expected.device_peak_bytes,
+        predicted_reserved_bytes=None if expected is None else expected.reserved_peak_bytes,
+        predicted_step_time_ns=None if expected is None else expected.step_time_ns,
+        times=runs.plans[-1].trace.times if runs.plans else "none",
         measured_peak_bytes=measured,
         reserved_peak_bytes=reserved,
         copied_out_bytes=last.copied_out_nbytes,
         copied_in_bytes=last.copied_in_nbytes,
-        step_time_ns=round(median(times[i] for i in done)) if done else None,
+        step_time_ns=round(median(took_ns[i] for i in done)) if done else None,
         steps=[msgspec.structs.replace(report, storages=[]) for report in reports],
-        times_ns=times,
+        times_ns=took_ns,
+        readings=runs.readings,
         notices=runs.notices,
         versions=provenance(runs.backend.device),
     )
+
+
+def _expected(runs: Executor, predict: Predict) -> Report | None:
+    """Return what the last schedule should cost on the machine, with the allocator that it has."""
+    if not runs.plans:
+        return None
+    plan = runs.plans[-1]
+    machine = msgspec.structs.replace(runs.machine, allocator=runs.backend.allocator)
+    return predict(plan.trace, plan.schedule, machine)
 
 
 def append_line(report: RunReport, path: str) -> None:

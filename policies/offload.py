@@ -23,8 +23,9 @@ class Offload(Component):
 
     A checkpoint is the output of an operation of one of *kinds* (paper, section 3.3). It comes back
     *lookahead* operations before the first that needs it; the paper's Fig. 10b is exactly 3. Of
-    several tiers (`tier=host/peer`) the first that has room is taken. When the device copy goes is
-    *release*:
+    several tiers (`tier=host/peer`) the first that has room is taken. *most* bounds the bytes that
+    leave: those that idle for the most operations go, so that the way back is long enough to be
+    hidden. When the device copy goes is *release*:
 
     immediate  right after the last forward use, as in Fig. 10b: the compute lane waits for the copy
     a number   that many operations later
@@ -40,6 +41,7 @@ class Offload(Component):
     tier: tuple[str, ...] = ("host",)
     release: str = "arrival"
     in_flight: NBytes | None = None
+    most: NBytes | None = None
 
     def __post_init__(self) -> None:
         if self.lookahead < 0:
@@ -90,12 +92,25 @@ class _Offload(Part):
 
     def start(self) -> None:
         walk = self._walk
-        for s in self._mine:
+        for s in self._chosen():
             leave, back = walk.facts.leave[s], walk.back[s]
             fetch = back - self._policy.lookahead
             if fetch > leave + 1:  # else it would be due back before it has left
                 self._leaving.setdefault(leave, []).append(s)
                 self._coming.setdefault(fetch, []).append(s)
+
+    def _chosen(self) -> list[int]:
+        """Return the checkpoints that are to leave, in order."""
+        walk, left = self._walk, self._policy.most
+        if left is None:
+            return self._mine
+        chosen = set()
+        for s in sorted(self._mine, key=lambda s: walk.facts.leave[s] - walk.back[s]):
+            nbytes = walk.facts.nbytes[s]
+            if nbytes <= left:
+                left -= nbytes
+                chosen.add(s)
+        return [s for s in self._mine if s in chosen]
 
     def before(self, op: int) -> Iterable[Wish]:
         if op in self._coming:

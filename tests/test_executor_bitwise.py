@@ -55,7 +55,7 @@ def prove(name, policy, **options):
         assert runs.notices == []
         assert runs.report.mode == "executed"
         assert runs.differences == []
-        assert runs.looked == runs.plans[0].trace.facts.op_count
+        assert len(runs.readings) == runs.plans[0].trace.facts.op_count
         assert runs.report.late_fetches == 0
         assert runs.report.not_freed_nbytes == 0
     return runs

@@ -62,3 +62,27 @@ def test_a_budget_that_is_too_small_is_told_with_operation_and_bytes():
     (line,) = result.stderr.splitlines()
     assert "bytes more" in line
     assert "operation '" in line
+
+
+def test_the_memory_of_one_more_step_is_drawn_beside_the_plan(tmp_path):
+    pytest.importorskip("matplotlib")
+    plot, log = tmp_path / "memory.png", tmp_path / "run.jsonl"
+    succeed(
+        "run", MODEL, "--policy", "liveness+offload:release=immediate", "--steps", "3",
+        "--plot", str(plot), "--log", str(log),
+    )  # fmt: skip
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    found = json.loads(log.read_text())
+    readings = found["readings"]
+    assert len(readings) > 50
+    assert all(found == planned for _, _, planned, found in readings)
+    assert len({planned for _, _, planned, _ in readings}) > 20  # and not all of nothing
+    assert len(found["steps"]) == 3
+
+
+def test_a_recording_lends_its_times():
+    args = ("run", MODEL, "--policy", "liveness", "--steps", "3", "--machine", "h200")
+    assert "predicted by the machine's roofline" in succeed(*args)
+    lines = succeed(*args, "--times", "resnet50-b128")
+    assert "is not this step" in lines
+    assert "roofline of h200 stands for its times" in lines

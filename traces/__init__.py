@@ -19,6 +19,7 @@ from .model import (
 )
 from .randomized import random_trace
 from .shipped import shipped
+from .timed import with_times
 
 __all__ = [
     "Algorithm",
@@ -39,6 +40,7 @@ __all__ = [
     "shipped",
     "trace_maker",
     "trace_names",
+    "with_times",
     "without_collector",
     "write_trace",
 ]

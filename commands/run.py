@@ -1,0 +1,103 @@
+"""The command that trains a user's step by a policy's schedule."""
+
+import logging
+from typing import TYPE_CHECKING
+
+import click
+
+from .extras import require_torch
+
+if TYPE_CHECKING:
+    from ..executor import RunReport, StepReport
+
+
+@click.command()
+@click.argument("function", metavar="MODULE:FUNCTION")
+@click.option("--policy", required=True, help="One policy: liveness+offload:lookahead=3")
+@click.option("--budget", help="Bound the device memory: 12GiB")
+@click.option("--machine", help="A name or file; without one the links are measured.")
+@click.option("--host-memory", help="Bound the host memory that is taken: 64GiB")
+@click.option("--times", metavar="TRACE", help="A recording of this step, for its times.")
+@click.option("--steps", default=5, show_default=True, help="Two are recorded, the rest executed.")
+@click.option("--log", type=click.Path(dir_okay=False), help="Append the run as a line of JSON.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False), help="Draw memory over one more step (PNG, SVG, PDF)"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything, as an object.")
+def run(
+    function: str,
+    policy: str,
+    budget: str | None,
+    machine: str | None,
+    host_memory: str | None,
+    times: str | None,
+    steps: int,
+    log: str | None,
+    plot: str | None,
+    as_json: bool,
+) -> None:
+    """Train by a policy's schedule: MODULE:FUNCTION or FILE.py:FUNCTION, as `record` takes it."""
+    require_torch("running")
+    import msgspec
+
+    from ..executor import append_line, run_function
+    from ..sim import simulate_schedule
+
+    logging.getLogger("superneurons").addHandler(logging.NullHandler())  # notices are printed
+    report = run_function(
+        function,
+        policy,
+        budget,
+        machine,
+        steps,
+        host_memory,
+        times,
+        predict=simulate_schedule,
+        audit=plot is not None,
+        tell=None if as_json else _tell,
+    )
+    if log:
+        append_line(report, log)
+    if plot:
+        from ..reports.plot import plot_readings
+
+        plot_readings(
+            f"{report.model} under {report.policy}",
+            [each.planned_nbytes for each in report.readings],
+            [each.found_nbytes for each in report.readings],
+            plot,
+        )
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    else:
+        _conclude(report)
+
+
+def _tell(step: "StepReport", took_ns: int) -> None:
+    from ..notation import format_ns
+
+    why = f" ({step.why})" if step.why else ""
+    moved = f"{step.copied_out_nbytes} bytes out, {step.copied_in_nbytes} back"
+    late = f", {step.late_fetches} late" if step.late_fetches else ""
+    click.echo(f"step {step.step}: {step.mode}{why}, {format_ns(took_ns)}; {moved}{late}")
+
+
+def _conclude(report: "RunReport") -> None:
+    from ..notation import format_bytes, format_ns
+
+    for notice in report.notices:
+        click.echo(notice)
+    predicted, found = report.predicted_peak_bytes, report.measured_peak_bytes
+    if predicted is None:
+        return
+    measured = "not measured here" if found is None else f"measured {format_bytes(found)}"
+    click.echo(
+        f"{report.model} under {report.policy}: peak {format_bytes(predicted)} predicted, "
+        f"{measured}"
+    )
+    if report.predicted_step_time_ns is not None and report.step_time_ns is not None:
+        by = "a recording's times" if report.times == "measured" else "the machine's roofline"
+        click.echo(
+            f"step time: {format_ns(report.predicted_step_time_ns)} predicted by {by}, "
+            f"measured {format_ns(report.step_time_ns)}"
+        )
