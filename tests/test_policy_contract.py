@@ -11,6 +11,7 @@ STACKS = [
     "liveness+offload:release=2,lookahead=0",
     "liveness+offload:release=pressure",
     "liveness+offload:in_flight=16B",
+    "liveness+offload:most=40B,lookahead=9",
     "liveness+cache",
     "liveness+recompute:strategy=speed",
     "recompute:strategy=memory+liveness",

@@ -5,6 +5,7 @@ import pytest
 from superneurons.errors import InvalidInput, InvalidMachine
 from superneurons.machines import find_machine
 from superneurons.policies import decide, find_policy
+from superneurons.policies.kinds import CHECKPOINT_KINDS
 from superneurons.schedules import Copy, Fetch, check, read_schedule, write_schedule
 from superneurons.sim import simulate
 from superneurons.traces import find_trace
@@ -135,3 +136,32 @@ def test_pages_that_make_no_sense_are_refused(machine, sentence):
 def test_a_tier_that_is_not_there_is_refused_by_name():
     with pytest.raises(InvalidInput, match="has no tier 'peer'; it has: host"):
         decide(find_policy("offload:tier=host/peer"), ALEXNET, find_machine("k40c"))
+
+
+@pytest.mark.parametrize("most", [0, 2_000_000_000, 4_000_000_000])
+def test_no_more_leaves_than_asked_for_and_what_idles_longest_first(most):
+    trace = find_trace("gpt-b8")
+    policy = find_policy(f"liveness+offload:most={most},lookahead=200")
+    schedule = decide(policy, trace, find_machine("h200"), None).schedule
+    sent = [each.storage for each in schedule.instructions if isinstance(each, Copy)]
+    facts = trace.facts
+    assert most - 100_000_000 < sum(facts.nbytes[s] for s in sent) <= most  # storages of 67 MB
+    idle = [back - leave for back, leave in zip(facts.back, facts.leave, strict=True)]
+    for s in sent:
+        alike = [
+            other
+            for other in range(facts.storage_count)
+            if facts.managed[other]
+            and facts.nbytes[other] == facts.nbytes[s]
+            and trace.operations[facts.writers[other][0]].kind in CHECKPOINT_KINDS
+        ]
+        assert all(idle[s] >= idle[other] for other in alike if other not in sent)
+
+
+def test_what_fits_beside_forward_is_free_on_the_gpt():
+    """4 of the 27 GB that a step keeps, out and back at 55 GB/s, beside kernels of an H200."""
+    trace, machine = find_trace("gpt-b8"), find_machine("h200")
+    plain = simulate(trace, find_policy("liveness"), machine)
+    found = simulate(trace, find_policy("liveness+offload:most=4GB,lookahead=200"), machine)
+    assert found.step_time_ns <= plain.step_time_ns * 1.005
+    assert found.device_peak_bytes <= plain.device_peak_bytes - 3_500_000_000
