@@ -1,0 +1,152 @@
+"""On a real GPU: training under every policy is plain PyTorch's bit for bit, bytes are the ledger's
+at every place, and nothing is left behind.
+
+    CUBLAS_WORKSPACE_CONFIG=:4096:8 python -m pytest -m gpu
+
+A program that does not repeat itself in plain PyTorch on this GPU proves nothing and is skipped.
+"""
+
+import gc
+from functools import cache
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from programs import PROGRAMS, Training  # noqa: E402
+from test_zoo import TINY  # noqa: E402
+from training import MACHINE, Everything, different, plain, trained  # noqa: E402
+
+from superneurons import zoo  # noqa: E402
+from superneurons.errors import DoesNotFit  # noqa: E402
+from superneurons.executor import Executor  # noqa: E402
+from superneurons.policies import find_policy  # noqa: E402
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore"),  # of what has no deterministic algorithm
+]
+DEVICE = "cuda"
+STEPS = 5
+POLICIES = {
+    "baseline": "baseline",
+    "liveness": "liveness",
+    "offload": "liveness+offload:kinds=conv/matmul/activation/norm/dropout/add/elementwise",
+    "cache": "liveness+cache",
+    "everything": Everything(),
+}
+TIGHT = {"cache"}
+
+
+def network(name):
+    def build():
+        step = getattr(zoo, name)(**TINY[name])
+        torch.manual_seed(1)
+        return Training(step.model, step, step.optimizer)
+
+    return build
+
+
+BUILDS = PROGRAMS | {name: network(name) for name in TINY}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_the_gpu():
+    torch.set_default_device(DEVICE)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_device(None)
+
+
+@cache
+def control(name):
+    """Return what plain training makes; skip if it makes another thing each time."""
+    first, again = plain(BUILDS[name], STEPS), plain(BUILDS[name], STEPS)
+    return first if not different(first, again) else None
+
+
+def executor(policy, **options):
+    return Executor(policy, machine=MACHINE, device=DEVICE, slab_nbytes=1 << 20, **options)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", BUILDS)
+def test_training_is_that_of_plain_pytorch(name, policy):
+    expected = control(name)
+    if expected is None:
+        pytest.skip("plain PyTorch does not repeat itself here")
+    budget = None
+    if policy in TIGHT:
+        runs = executor("liveness")
+        trained(BUILDS[name], runs, 3)
+        if not runs.plans:
+            pytest.skip(f"nothing to decide: {runs.notices}")
+        budget = least(runs.plans[0].trace, POLICIES[policy])
+    runs = executor(POLICIES[policy], budget=budget)
+    found = trained(BUILDS[name], runs, STEPS)
+    assert different(expected, found) == []
+    assert runs.notices == []
+    assert runs.report.mode == "executed"
+    assert runs.differences == []
+    assert len(runs.readings) == runs.plans[0].trace.facts.op_count
+    assert runs.report.late_fetches == 0
+    assert runs.report.not_freed_nbytes == 0
+
+
+def least(trace, policy):
+    """Return the least budget, on a scale of a hundred, that a policy's schedule fits, with what
+    the caching allocator takes for it."""
+    from superneurons.policies import decide_reserved
+
+    floor = trace.facts.floor_nbytes
+    whole = floor + (1 << 26)
+    for hundredth in range(101):
+        budget = floor + (whole - floor) * hundredth // 100
+        try:
+            found = decide_reserved(find_policy(policy), trace, MACHINE, budget, "caching")
+        except DoesNotFit:
+            continue
+        if not found.schedule.short_nbytes:
+            return budget
+    return None
+
+
+@pytest.mark.parametrize("policy", ["liveness", "everything"])
+def test_a_thousand_steps_leave_nothing_behind(policy):
+    torch.manual_seed(0)
+    training = PROGRAMS["convolutions"]()
+    runs = executor(POLICIES[policy])
+
+    def steps(count):
+        for _ in range(count):
+            with runs.step():
+                training()
+        gc.collect()
+        torch.cuda.synchronize()
+        host = runs.slabs["host"]
+        objects = sum(type(each).__module__.startswith("superneurons") for each in gc.get_objects())
+        return torch.cuda.memory_allocated(), host.used_nbytes, host.held_nbytes, objects
+
+    before = steps(100)
+    assert before[1] == 0
+    assert steps(1_000) == before
+
+
+def test_the_peak_is_the_same_in_twenty_steps():
+    torch.manual_seed(0)
+    training = BUILDS["resnet50"]()
+    runs = executor("liveness+offload")
+    peaks = set()
+    for i in range(23):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        with runs.step():
+            training()
+        if i > 2:
+            stats = torch.cuda.memory_stats()
+            peaks.add((stats["requested_bytes.all.peak"], stats["allocated_bytes.all.peak"]))
+    assert len(peaks) == 1
+    assert runs.plans[0].ledger.device_peak_nbytes == peaks.pop()[0]
