@@ -19,10 +19,13 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+import msgspec
 import torch
 
 import superneurons.zoo as zoo
 from superneurons.executor import Executor
+from superneurons.sim import simulate_schedule
+from superneurons.traces import find_trace, shipped
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL: dict[str, dict[str, int]] = {
@@ -42,7 +45,8 @@ POLICIES = (
     "liveness",
     "baseline",
     "liveness+offload:release=immediate",
-    "liveness+offload:release=arrival",
+    "liveness+offload",
+    "liveness+offload:release=pressure@0.7",
     "liveness+cache@0.5",  # of the plain peak
 )
 STEPS = 4
@@ -135,20 +139,29 @@ def measure(name: str, batch: int, policies: Any) -> Iterator[dict[str, Any]]:
         step = getattr(zoo, name)(batch=batch)
     plain = timed(step, 3)
     yield {"model": name, "batch": batch, "policy": "plain"} | plain
+    with torch.autograd.set_multithreading_enabled(False):
+        one_thread = timed(step, 1)
+    slower = round(one_thread["step_ns"] / plain["step_ns"] - 1, 4)
+    yield (
+        {"model": name, "batch": batch, "policy": "plain, one thread"}
+        | one_thread
+        | {"slower": slower}
+    )
+    recording = f"{name.replace('_', '-')}-b{batch}"
+    times = find_trace(recording) if recording in shipped() else None
     for each in policies:
         policy, _, share = each.partition("@")
         budget = int(plain["requested_peak"] * float(share)) if share else None
         line: dict[str, Any] = {"model": name, "batch": batch, "policy": each, "budget": budget}
         try:
-            executor = Executor(policy, budget=budget, device=DEVICE)
+            executor = Executor(policy, budget=budget, device=DEVICE, times=times)
             begin = time.perf_counter()
             for _ in range(3):
                 run(step, executor)
             line["first_steps_s"] = round(time.perf_counter() - begin, 2)
             found = timed(partial(run, step, executor), 1)
             line |= found | {"slower": round(found["step_ns"] / plain["step_ns"] - 1, 4)}
-            line["planned_peak"] = executor.plans[0].ledger.device_peak_nbytes
-            line["stall_ns"] = executor.report.stall_ns if executor.report else None
+            line |= predicted(executor) | rates(executor, step)
             executor.audit = True
             run(step, executor)
             line |= told(executor)
@@ -159,6 +172,38 @@ def measure(name: str, batch: int, policies: Any) -> Iterator[dict[str, Any]]:
         gc.collect()
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
+
+
+def predicted(executor: Executor) -> dict[str, Any]:
+    """Return what the schedule should cost: of its own trace, with the recording's times."""
+    plan = executor.plans[0]
+    machine = msgspec.structs.replace(executor.machine, allocator=executor.backend.allocator)
+    report = simulate_schedule(plan.trace, plan.schedule, machine)
+    return {
+        "predicted_peak": report.device_peak_bytes,
+        "predicted_reserved": report.reserved_peak_bytes,
+        "predicted_step_ns": report.step_time_ns,
+        "predicted_stall_ns": report.stall_ns,
+        "times": plan.trace.times,
+        "machine": executor.machine.name,
+    }
+
+
+def rates(executor: Executor, step: Callable[[], object]) -> dict[str, Any]:
+    """Return what copies took in one more step, in which they are timed."""
+    executor.backend.timing = True
+    run(step, executor)
+    executor.backend.timing = False
+    report = executor.report
+    assert report is not None
+    tier = executor.machine.tiers[0].link
+    return {
+        "stall_ns": report.stall_ns,
+        "out_ns": report.out_ns,
+        "in_ns": report.in_ns,
+        "copies": report.done.get("copy", 0),
+        "link": [tier.out_bytes_per_s, tier.in_bytes_per_s],
+    }
 
 
 def run(step: Callable[[], object], executor: Executor | None) -> None:
