@@ -55,11 +55,12 @@ def bytes_table(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def times_table(lines: list[dict[str, Any]]) -> list[str]:
-    """Step times in ms: of the recording's own steps, and of a process that timed them before."""
+    """Step times in ms: of the recording's own process, then of one that also timed half of it."""
     recorded = {(line["model"], line["batch"]): line for line in lines if "hooks" in line}
     rows = [
-        "| model | step | spread | simulated | | half the batch | carried over | |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | step | spread | simulated | | again | simulated | | half the batch "
+        "| carried over | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for line in lines:
         if "plain_step_ns" not in line:
@@ -67,11 +68,13 @@ def times_table(lines: list[dict[str, Any]]) -> list[str]:
         full = recorded[line["model"], line["batch"]]
         step, simulated = int(full["notes"]["step_time_ns"]), full["exact"]["step_ns"]
         spread = re.findall(r"\d+", full["notes"]["step_time_spread"])
+        again, of_again = line["plain_step_ns"], line["simulated_step_ns"]
         half, carried = line["half_plain_step_ns"], line["half_carried_step_ns"]
         rows.append(
             f"| {line['model']}, batch {line['batch']} | {ms(step)} "
             f"| {ms(int(spread[0]))} to {ms(int(spread[1]))} | {ms(simulated)} "
-            f"| {share(simulated, step)} | {ms(half)} | {ms(carried)} | {share(carried, half)} |"
+            f"| {share(simulated, step)} | {ms(again)} | {ms(of_again)} | {share(of_again, again)} "
+            f"| {ms(half)} | {ms(carried)} | {share(carried, half)} |"
         )
     return rows
 
