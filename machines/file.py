@@ -37,6 +37,7 @@ OPTIONAL: Final = {
     "tf32_rate": "flop per second",
     "half_rate": "flop per second",
     "gpu": "",
+    "copy_issue_time": "ns",
     "malloc_time": "ns",
     "free_time": "ns",
 }
@@ -139,6 +140,7 @@ class _Reader:
             },
             gpu=self._text("gpu", ""),
             launch_ns=self._quantity("launch_time", "ns"),
+            copy_issue_ns=self._quantity("copy_issue_time", "ns", "0ns"),
             malloc_ns=self._quantity("malloc_time", "ns", "0ns"),
             free_ns=self._quantity("free_time", "ns", "0ns"),
             tiers=tuple(self._tier(tier) for tier in tiers),

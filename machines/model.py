@@ -43,9 +43,10 @@ class Machine(Struct, frozen=True, kw_only=True):
     *flops_per_s* and *bytes_per_s* are the device's arithmetic and memory rate, for operations
     without a measured time, and *tensor_flops_per_s* the rates of its tensor cores by precision,
     where it has any; *gpu* is the name by which its driver knows it ("" if that is not stated);
-    *launch_ns* what the host takes to issue one operation, *malloc_ns* and *free_ns* what it takes
-    for a cudaMalloc and a cudaFree. *written* and *sources* give each figure, by its name in the
-    machine file, as written there and where it comes from.
+    *launch_ns* what the host takes to issue one operation, *copy_issue_ns* what it takes to issue a
+    copy out or a fetch, *malloc_ns* and *free_ns* what it takes for a cudaMalloc and a cudaFree.
+    *written* and *sources* give each figure, by its name in the machine file, as written there and
+    where it comes from.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     tensor_flops_per_s: Mapping[str, int]
     gpu: str
     launch_ns: int
+    copy_issue_ns: int = 0
     malloc_ns: int = 0
     free_ns: int = 0
     tiers: tuple[Tier, ...]

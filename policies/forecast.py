@@ -14,6 +14,7 @@ class Forecast:
     def __init__(self, facts: Facts, timing: Timing) -> None:
         self._facts = facts
         self._timing = timing
+        self._issue_ns = timing.machine.copy_issue_ns
         self.now_ns = 0
         self._launch_ns = 0
         self._lanes: dict[tuple[str, bool], int] = {}  # (tier, inward): when it is through
@@ -50,16 +51,21 @@ class Forecast:
 
     def copy(self, s: int, tier: str) -> None:
         """A copy to a tier is queued; it waits for a fetch in flight of what it sends."""
-        start = max(self._lanes.get((tier, False), 0), self.now_ns, self.fetched_ns.get(s, 0))
+        start = max(self._lanes.get((tier, False), 0), self._issued(), self.fetched_ns.get(s, 0))
         end = start + self._timing.copy_ns(self._facts.nbytes[s], tier)
         self._lanes[tier, False] = end
         self.copied_ns[s] = max(end, self.copied_ns.get(s, 0))
 
     def fetch(self, s: int, tier: str) -> None:
         """A fetch from a tier is queued."""
-        start = max(self._lanes.get((tier, True), 0), self.now_ns)
+        start = max(self._lanes.get((tier, True), 0), self._issued())
         end = start + self._timing.fetch_ns(self._facts.nbytes[s], tier)
         self._lanes[tier, True] = self.fetched_ns[s] = end
+
+    def _issued(self) -> int:
+        """Let the host issue a transfer; return when both it and the compute lane are here."""
+        self._launch_ns += self._issue_ns
+        return max(self._launch_ns, self.now_ns)
 
     def discard(self, s: int) -> None:
         """A tier's copy is given up: the compute lane waits for what is in flight, as for a free.

@@ -9,6 +9,10 @@ they wait for is there. Only the last is a stall. Launches follow one another; t
 for an operation whose result it reads, and in a cudaFree for the whole device. An operation of
 several kernels starts with the first, and does not end before the host has launched the last and
 that has run; all its kernels are taken as alike.
+
+Each copy out and each fetch takes the host the machine's issue time, among the launches: it starts
+no sooner than when it has been issued, and what comes after it is launched or issued later. Frees
+and discards take none.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -46,6 +50,10 @@ class Observer(Protocol):
 
     def launched(self, op: int, start_ns: int, end_ns: int) -> None:
         """The host has launched an operation."""
+        ...
+
+    def issued(self, step: Copy | Fetch, start_ns: int, end_ns: int) -> None:
+        """The host has issued a transfer, on a machine where that takes time."""
         ...
 
     def queued(self, lane: str, storage: int, transfer: Transfer) -> None:
@@ -101,6 +109,7 @@ class Device:
         flights, waits, calls = self._flights, facts.waits, self._calls
         several = timing.launches
         malloc_ns, free_ns = timing.machine.malloc_ns, timing.machine.free_ns
+        issue_ns = timing.machine.copy_issue_ns
         now = launched = busy = again = asking = 0
         for position, step in enumerate(instructions):
             before = now
@@ -134,7 +143,11 @@ class Device:
                 if op in waits and type(step) is Run:
                     launched = now
             elif type(step) is Copy or type(step) is Fetch:
-                # The host is later than the compute lane only after a call of the driver.
+                launched += issue_ns
+                if issue_ns and observer is not None:
+                    observer.issued(step, launched - issue_ns, launched)
+                # The host is later than the compute lane only after calls of the driver, and after
+                # transfers that it has issued.
                 self._take_off(step, launched if launched > now else now)
             elif step.storage in flights:  # Free and Discard are fences
                 tier = step.tier if type(step) is Discard else None

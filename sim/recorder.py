@@ -35,6 +35,12 @@ class Recorder:
         """Remember a launch."""
         self._launches.append(Span(LAUNCH, self._facts.op_names[op], start_ns, end_ns))
 
+    def issued(self, step: Copy | Fetch, start_ns: int, end_ns: int) -> None:
+        """Remember what the host took for a transfer."""
+        way = "copy" if isinstance(step, Copy) else "fetch"
+        name = f"{way} {self._facts.names[step.storage]}"
+        self._launches.append(Span(LAUNCH, name, start_ns, end_ns))
+
     def queued(self, lane: str, storage: int, transfer: Transfer) -> None:
         """Remember a transfer; it is read when the step is over."""
         self._transfers.append((lane, storage, transfer))

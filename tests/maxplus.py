@@ -61,12 +61,13 @@ def clock(trace: Trace, schedule: Schedule, machine: Machine) -> Times:
         elif isinstance(step, Copy | Fetch):
             tier = machine.tier(step.tier)
             assert tier is not None
+            launched += machine.copy_issue_ns
             way, nbytes = type(step), facts.nbytes[step.storage]
             rate = tier.link.out_bytes_per_s if way is Copy else tier.link.in_bytes_per_s
             ns = tier.link.latency_ns + -(-nbytes * 10**9 // rate)
             # What a Copy sends must be whole: it may still be on its way in from another tier.
             whole = [at for (w, s, _), at in flying.items() if w is Fetch and s == step.storage]
-            start = max(lanes.get((way, step.tier), 0), now, *whole)
+            start = max(lanes.get((way, step.tier), 0), now, launched, *whole)
             lanes[way, step.tier] = flying[way, step.storage, step.tier] = start + ns
             busy[way, step.tier] = busy.get((way, step.tier), 0) + ns
         elif isinstance(step, Free):

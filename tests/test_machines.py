@@ -151,10 +151,10 @@ def test_a_tier_needs_all_its_figures(key, tmp_path):
 
 def test_an_unknown_figure_is_answered_with_those_that_mean_something(tmp_path):
     assert refusal(written(tmp_path, memory="12GiB")) == (
-        "figure 'memory' means nothing here; there are: allocator, compute_rate, device_memory, "
-        "device_to_host, free_time, gpu, half_rate, host_duplex, host_latency, host_memory, "
-        "host_pageable_rate, host_pages, host_to_device, launch_time, malloc_time, memory_rate, "
-        "tf32_rate"
+        "figure 'memory' means nothing here; there are: allocator, compute_rate, copy_issue_time, "
+        "device_memory, device_to_host, free_time, gpu, half_rate, host_duplex, host_latency, "
+        "host_memory, host_pageable_rate, host_pages, host_to_device, launch_time, malloc_time, "
+        "memory_rate, tf32_rate"
     )
 
 
@@ -174,6 +174,7 @@ def test_an_unknown_figure_is_answered_with_those_that_mean_something(tmp_path):
         ("device_to_host", "8Gbit/s", "'8Gbit/s' is not a number of bytes per second; write it "),
         ("launch_time", "5 minutes", "'5 minutes' is not a number of ns; write it like 5us"),
         ("host_latency", "10GB", "'10GB' is not a number of ns; write it like 5us"),
+        ("copy_issue_time", 40, "'40' is not a number of ns; write it like 5us"),
     ],
 )
 def test_a_figure_in_a_wrong_unit_is_named_with_the_right_one(key, value, sentence, tmp_path):

@@ -33,7 +33,8 @@ from superneurons.schedules import (
 from superneurons.sim import Recorder, play, simulate, simulate_schedule
 from superneurons.traces import Operation, Storage, Trace, random_trace, read_trace, write_trace
 
-MACHINE = "h200:host_latency=0ns,device_to_host=10MB/s,host_to_device=10MB/s"  # 100 ns a byte
+# 100 ns a byte
+MACHINE = "h200:copy_issue_time=0ns,host_latency=0ns,device_to_host=10MB/s,host_to_device=10MB/s"
 
 POLICIES = (
     "baseline",
@@ -124,7 +125,8 @@ def longest(trace: Trace, schedule: Schedule, machine: Machine) -> Found:
                 if way is Copy and w is Fetch and s == step.storage
             ]
             lane = lanes.get((way, step.tier), 0)
-            start = event(Before(lane, 0), Before(compute, 0), *whole)
+            host = event(Before(host, machine.copy_issue_ns))
+            start = event(Before(lane, 0), Before(compute, 0), Before(host, 0), *whole)
             lanes[way, step.tier] = end = event(Before(start, ns))
             flying.append((way, step.storage, step.tier, end))
         else:
@@ -164,7 +166,8 @@ def cases(seeds: range) -> Iterator[tuple[Trace, Machine, Decision]]:
         machine = find_machine(
             "h200:host_memory=200,peer_memory=300,host_latency=1ns,"
             f"device_to_host={rate}MB/s,host_to_device={rng.choice((7, 100))}MB/s,"
-            f"launch_time={rng.choice((0, 40, 4000))}ns"
+            f"launch_time={rng.choice((0, 40, 4000))}ns,"
+            f"copy_issue_time={rng.choice((0, 40, 4000))}ns"
         )
         floor = trace.facts.floor_nbytes
         for budget in (None, floor + 30):
