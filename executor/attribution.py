@@ -30,14 +30,16 @@ class Attribution(NamedTuple):
 
     *gap_ns* is the usual time between two activities that follow at once; *spread* that of the sums
     of several steps, as a share; *scales* what the profiled host times of each phase were
-    multiplied by; *blocked_ns* what the host waited in a profiled step; *same_kernels* whether the
-    steps without marks ran the kernels of the one with marks.
+    multiplied by; *gap_scale* the same for what lies between activities; *blocked_ns* what the host
+    waited in a profiled step; *same_kernels* whether the steps without marks ran the kernels of the
+    one with marks.
     """
 
     times: OperationTimes
     gap_ns: int
     spread: float
     scales: dict[str, float]
+    gap_scale: float
     blocked_ns: int
     same_kernels: bool
 
@@ -62,13 +64,15 @@ def attribute(
     number_of: dict[int, int],
     phases: Sequence[str],
     unseen: PhaseTimes,
+    step_ns: int,
 ) -> Attribution:
     """Return the times of the operations, each with its phase in *phases*.
 
     *marked* is a step in which each dispatch was marked; it tells which activity is whose. *plain*
     are steps without any of our modes, of which medians are taken. *unseen* are the host's times
     in steps without a profiler: the profiled ones are scaled to them, phase by phase, unless the
-    host was made to wait there.
+    host was made to wait there. *step_ns* is what such a step takes: the GPU is busy for no longer,
+    so if the profiled activities are, gaps between them are shortened.
     """
     owner = owners(marked, number_of)
     names = [activity.name for activity in marked.activities]
@@ -76,9 +80,11 @@ def attribute(
     steps = alike or [marked]
     count = len(phases)
     gap_ns = _usual_gap(steps)
-    sums = [_device_ns(step, owner, count, gap_ns) for step in steps]
-    device = [round(median(column)) for column in zip(*sums, strict=True)]
-    totals = [sum(each) for each in sums]
+    held, gaps = zip(*(_device_ns(step, owner, count, gap_ns) for step in steps), strict=True)
+    device = [median(column) for column in zip(*held, strict=True)]
+    between = [median(column) for column in zip(*gaps, strict=True)]
+    totals = [sum(each) for each in held]
+    gap_scale = _gap_scale(sum(device), sum(between), step_ns)
     hosts, blocked = zip(*(_host_ns(step, owner, count) for step in steps), strict=True)
     host = [median(column) for column in zip(*hosts, strict=True)]
     kernels = Counter(owner)
@@ -89,7 +95,7 @@ def attribute(
     scales = _scales(host, waited, phases, unseen)
     return Attribution(
         OperationTimes(
-            device,
+            [round(d - b * (1 - gap_scale)) for d, b in zip(device, between, strict=True)],
             [round(ns * scales[phases[i]]) for i, ns in enumerate(host)],
             [kernels[i] for i in range(count)],
             waiting(marked, number_of),
@@ -97,6 +103,7 @@ def attribute(
         gap_ns,
         (max(totals) - min(totals)) / max(median(totals), 1),
         scales,
+        gap_scale,
         round(sum(waited.values())),
         bool(alike),
     )
@@ -123,15 +130,27 @@ def _queued(before: Activity, after: Activity) -> bool:
     return after.stream == before.stream and after.launched_ns + QUEUED_NS < before.end_ns
 
 
-def _device_ns(step: Timeline, owner: list[int], count: int, gap_ns: int) -> list[int]:
-    """Add up for each operation what its activities held the GPU.
+def _gap_scale(busy_ns: float, between_ns: float, step_ns: int) -> float:
+    """Return what to multiply gaps by, so that the GPU is busy for no longer than a step takes.
+
+    A profiler makes an activity that was waiting begin later: by a microsecond or so on an H200,
+    which counts where a recurrent network's kernels follow one another.
+    """
+    over = busy_ns - step_ns
+    return 1.0 if over <= 0 or between_ns <= 0 else max(0.0, 1 - over / between_ns)
+
+
+def _device_ns(
+    step: Timeline, owner: list[int], count: int, gap_ns: int
+) -> tuple[list[int], list[int]]:
+    """Add up for each operation what its activities held the GPU, and how much of it was gaps.
 
     An activity holds it until the next one begins, if that was waiting for it: a gap counts, and an
     overlap counts once. Otherwise it is taken to leave the usual gap. (A gap of more than QUEUED_NS
     has another reason than the two kernels.) What runs beside another stream holds it no longer
     than that one alone.
     """
-    held = [0] * count
+    held, gaps = [0] * count, [0] * count
     busy: dict[int, int] = {}  # by stream, until when
     order = sorted(range(len(step.activities)), key=lambda k: step.activities[k].start_ns)
     for k, following in zip_longest(order, order[1:]):
@@ -141,9 +160,11 @@ def _device_ns(step: Timeline, owner: list[int], count: int, gap_ns: int) -> lis
             until = step.activities[following].start_ns
             ns = min(until - activity.start_ns, activity.ns + QUEUED_NS)
         others = max((end for s, end in busy.items() if s != activity.stream), default=0)
-        held[owner[k]] += max(0, ns - max(0, others - activity.start_ns))
+        alone = max(0, ns - max(0, others - activity.start_ns))
+        held[owner[k]] += alone
+        gaps[owner[k]] += min(alone, max(0, ns - activity.ns))
         busy[activity.stream] = activity.end_ns
-    return held
+    return held, gaps
 
 
 def waiting(marked: Timeline, number_of: dict[int, int]) -> frozenset[int]:

@@ -45,7 +45,8 @@ def findings(measured: Sequence[Measured], found: Attribution, profiled: int) ->
         "device_times": f"medians of kernel records of {profiled} steps"
         + ("" if found.same_kernels else " (marked ones: their kernels differed)")
         + f"; their sum varied by {found.spread:.2%}; {found.gap_ns} ns between two kernels "
-        "that follow at once count with the first",
+        "that follow at once count with the first"
+        + ("" if found.gap_scale == 1 else f", x {found.gap_scale:.3f}: a step takes no longer"),
         "host_times": "from one launch to the next in the same steps, scaled to unprofiled "
         "steps: "
         + ", ".join(f"{phase} x {scale:.3f}" for phase, scale in found.scales.items())

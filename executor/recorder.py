@@ -9,6 +9,7 @@ which says whose kernel is whose; and a few profiled without, which give the ker
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from statistics import median
 from typing import Final
 
 import msgspec
@@ -221,7 +222,8 @@ class Recorder:
                 "of a step that repeats"
             )
         unseen = usual_phases(self.measured)
-        return attribute(marked, self._plain, number_of, phases_of(operations), unseen)
+        step_ns = round(median(each.step_ns for each in self.measured))
+        return attribute(marked, self._plain, number_of, phases_of(operations), unseen, step_ns)
 
 
 def record(step: Callable[[], object], name: str, device: torch.device | None = None) -> Trace:

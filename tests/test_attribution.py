@@ -37,6 +37,7 @@ from superneurons.executor.timeline import (  # noqa: E402
 )
 
 DATA = Path(__file__).parent / "data"
+LONG = 10**12  # a step that has time for all of it
 FREE = PhaseTimes(0, 0, 0)
 
 
@@ -66,7 +67,7 @@ def of_each(step: Timeline, unseen: PhaseTimes = FREE, phases: Sequence[str] = (
     """Attribute a step whose marks are its operations, one each."""
     count = len(step.activities)
     numbers = {i: i for i in range(count)}
-    return attribute(step, [step], numbers, phases or ["forward"] * count, unseen)
+    return attribute(step, [step], numbers, phases or ["forward"] * count, unseen, LONG)
 
 
 # -- reading a timeline ----------------------------------------------------------------------------
@@ -362,8 +363,27 @@ def test_what_runs_beside_another_stream_holds_the_gpu_no_longer_than_that_alone
 def test_an_operation_has_the_time_of_all_its_kernels_and_none_if_it_has_none():
     activities = queued((0, 10_000), (11_000, 20_000), (32_000, 30_000))
     step = Timeline(activities, [], [(0, 0, 30), (1, 35, 36), (2, 40, 50)])
-    found = attribute(step, [step], {0: 0, 1: 1, 2: 2}, ["forward"] * 3, FREE)
+    found = attribute(step, [step], {0: 0, 1: 1, 2: 2}, ["forward"] * 3, FREE, LONG)
     assert found.times.device_ns == [32_000, 0, 31_000]
+
+
+@pytest.mark.parametrize(
+    ("step_ns", "device_ns", "scale"),
+    [
+        (63_000, [11_000, 21_000, 31_000], 1.0),  # busy for as long as a step takes
+        (61_500, [10_500, 20_500, 30_500], 0.5),  # half of the 3 us in between is the profiler's
+        (60_000, [10_000, 20_000, 30_000], 0.0),
+        (50_000, [10_000, 20_000, 30_000], 0.0),  # what kernels take is not touched
+    ],
+)
+def test_gaps_give_way_where_the_gpu_would_be_busy_for_longer_than_a_step(
+    step_ns, device_ns, scale
+):
+    step = marked(queued((0, 10_000), (11_000, 20_000), (32_000, 30_000)))
+    found = attribute(step, [step], {0: 0, 1: 1, 2: 2}, ["forward"] * 3, FREE, step_ns)
+    assert found.gap_ns == 1_000
+    assert found.times.device_ns == device_ns
+    assert found.gap_scale == pytest.approx(scale)
 
 
 def test_of_several_steps_each_operation_has_its_median():
@@ -372,7 +392,7 @@ def test_of_several_steps_each_operation_has_its_median():
         plain(queued((0, a), (a + 1_000, b)))
         for a, b in ((10_000, 90_000), (12_000, 20_000), (50_000, 30_000))
     ]
-    found = attribute(marked(queued(*pieces)), steps, {0: 0, 1: 1}, ["forward"] * 2, FREE)
+    found = attribute(marked(queued(*pieces)), steps, {0: 0, 1: 1}, ["forward"] * 2, FREE, LONG)
     assert found.times.device_ns == [13_000, 31_000]
     assert found.same_kernels
 
@@ -380,7 +400,7 @@ def test_of_several_steps_each_operation_has_its_median():
 def test_the_spread_is_that_of_the_sums():
     # Sums 40, 50 and 60 microseconds and a gap each: 20 of a median of 50.
     steps = [plain(queued((0, ns))) for ns in (40_000, 50_000, 60_000)]
-    found = attribute(marked(queued((0, 1))), steps, {0: 0}, ["forward"], FREE)
+    found = attribute(marked(queued((0, 1))), steps, {0: 0}, ["forward"], FREE, LONG)
     assert found.spread == pytest.approx(20_000 / (50_000 + GAP_NS))
     assert of_each(marked(queued((0, 5)))).spread == 0.0
 
@@ -389,7 +409,7 @@ def test_steps_whose_kernels_differ_are_left_out():
     same = queued((0, 10_000), (11_000, 20_000))
     other = [same[0]._replace(name="another", ns=77_000), same[1]]
     steps = [plain(other), plain(same), plain(same[:1])]
-    found = attribute(marked(same), steps, {0: 0, 1: 1}, ["forward"] * 2, FREE)
+    found = attribute(marked(same), steps, {0: 0, 1: 1}, ["forward"] * 2, FREE, LONG)
     assert found.same_kernels
     assert found.times.device_ns == [11_000, 21_000]
 
@@ -398,13 +418,13 @@ def test_steps_whose_kernels_differ_are_left_out():
 def test_the_marked_step_has_to_do_if_no_other_has_its_kernels(steps):
     same = queued((0, 10_000), (11_000, 20_000))
     others = [plain([same[0]._replace(name=name)]) for name in steps]
-    found = attribute(marked(same), others, {0: 0, 1: 1}, ["forward"] * 2, FREE)
+    found = attribute(marked(same), others, {0: 0, 1: 1}, ["forward"] * 2, FREE, LONG)
     assert not found.same_kernels
     assert found.times.device_ns == [11_000, 21_000]
 
 
 def test_a_step_without_kernels_takes_no_time():
-    found = attribute(plain([]), [plain([])], {0: 0}, ["forward"], PhaseTimes(5, 6, 7))
+    found = attribute(plain([]), [plain([])], {0: 0}, ["forward"], PhaseTimes(5, 6, 7), LONG)
     assert found.times.device_ns == [0]
     assert found.times.host_ns == [0]
     assert (found.gap_ns, found.spread, found.blocked_ns) == (GAP_NS, 0.0, 0)
@@ -457,7 +477,7 @@ def test_device_time_is_conserved_whoever_owns_it(step, rng):
         ns <= a.ns + most for ns, a in zip(found.times.device_ns, step.activities, strict=True)
     )
     others = {i: rng.randrange(4) for i in range(count)}
-    shared = attribute(step, [step], others, ["forward"] * 4, FREE)
+    shared = attribute(step, [step], others, ["forward"] * 4, FREE, LONG)
     assert sum(shared.times.device_ns) == total
     for op in range(4):
         own = sum(ns for i, ns in enumerate(found.times.device_ns) if others[i] == op)
@@ -509,7 +529,7 @@ def test_the_host_takes_from_one_launch_to_the_next_for_an_operation():
 def test_an_operation_of_several_kernels_takes_the_host_time_of_all_and_one_of_none_nothing():
     step = calls((100, 110), (130, 140), (170, 195))
     numbers = {0: 0, 1: 2, 2: 2}
-    found = attribute(step, [step], numbers, ["forward"] * 3, PhaseTimes(95, 0, 0))
+    found = attribute(step, [step], numbers, ["forward"] * 3, PhaseTimes(95, 0, 0), LONG)
     assert found.times.host_ns == [10, 0, 85]
 
 
@@ -569,7 +589,7 @@ def test_what_the_host_waits_for_is_booked_on_what_it_waits_for():
     # Forward ends with a wait for its last kernel; backward launches at once after it.
     step = calls((0, 10), (20, 30), (1_000, 1_010), (1_020, 1_030), waits=[Wait(40, 950)])
     phases = ["forward", "forward", "backward", "backward"]
-    found = attribute(step, [step], {i: i for i in range(4)}, phases, PhaseTimes(990, 40, 0))
+    found = attribute(step, [step], {i: i for i in range(4)}, phases, PhaseTimes(990, 40, 0), LONG)
     assert found.scales["backward"] == pytest.approx(40 / 50)
     assert found.scales["forward"] == found.scales["backward"]
     assert found.times.waits == {1}
@@ -628,7 +648,7 @@ def test_a_phase_without_kernels_says_nothing():
 
 def test_of_several_steps_each_operation_has_the_median_of_its_host_times():
     steps = [calls((100, 110), (130, 130 + last)) for last in (20, 40, 90)]  # 10 and 40, 60 or 110
-    found = attribute(steps[0], steps, {0: 0, 1: 1}, ["forward"] * 2, PhaseTimes(70, 0, 0))
+    found = attribute(steps[0], steps, {0: 0, 1: 1}, ["forward"] * 2, PhaseTimes(70, 0, 0), LONG)
     assert found.times.host_ns == [10, 60]
 
 
@@ -712,7 +732,7 @@ def test_each_real_kernel_belongs_to_the_mark_around_its_launch(real_marked):
 
 def real(marked_step: Timeline, steps: Sequence[Timeline], unseen: PhaseTimes = FREE):
     phases = ["forward"] * 120 + ["backward"] * 180 + ["optimizer"] * 55
-    return attribute(marked_step, steps, {i: i for i in range(MARKS)}, phases, unseen)
+    return attribute(marked_step, steps, {i: i for i in range(MARKS)}, phases, unseen, LONG)
 
 
 def test_a_real_steps_device_time_is_that_of_its_kernels_and_their_gaps(real_marked, real_plain):
