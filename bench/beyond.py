@@ -21,7 +21,6 @@ import gc
 import json
 import os
 import platform
-import re
 import sys
 import time
 from datetime import date
@@ -33,6 +32,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import msgspec
 import torch
+from carried import carried
 from frontier import (
     CUDA,
     DEVICE,
@@ -53,7 +53,7 @@ from superneurons.notation import parse_bytes
 from superneurons.policies import find_policy
 from superneurons.policies.reserve import decide_reserved
 from superneurons.sim import play
-from superneurons.traces import Operation, Trace, find_trace, write_trace
+from superneurons.traces import Trace, find_trace, write_trace
 from superneurons.zoo.step import Step
 
 # Results of normalization (and of what overwrites them) leave, and each convolution runs again
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=400.0)
     parser.add_argument("--recording", help="a file, or what is shipped: resnet50-b128")
     parser.add_argument("--launch", default="36us", help="of the host, where nothing is recorded")
+    parser.add_argument("--small", action="store_true", help="of few channels, to try it out")
     parser.add_argument("--within", type=int, default=1, help="blocks, or images")
     asked = parser.parse_intermixed_args()
     if asked.command == "find":
@@ -136,7 +137,7 @@ def run(asked: Any, size: int, policy: str) -> dict[str, Any]:
         torch.cuda.set_per_process_memory_fraction(memory / total)
     deadline = time.perf_counter() + asked.seconds
     with torch.device(DEVICE):
-        step = build(asked.model, size)
+        step = build(asked.model, size, **({"image": 32, "width": 4} if asked.small else {}))
     if policy in (*RIVALS, "plain"):
         return timed(rival(policy, step), deadline, WARM) | {"pinned_nbytes": pinned_nbytes()}
     executor = Executor(
@@ -165,7 +166,7 @@ def run(asked: Any, size: int, policy: str) -> dict[str, Any]:
         "pinned_used_nbytes": slabs.peak_nbytes,
         "notices": executor.notices,
     }
-    return found | ({"predicted": predicted(executor)} if executor.plans else {})
+    return found | ({"predicted": predicted(executor, "resnet50-b128")} if executor.plans else {})
 
 
 def record(model: str, size: int, path: Path) -> None:
@@ -272,78 +273,6 @@ def structure(model: str, size: int) -> Trace:
         return estimate(partial(build, model, size), f"{model}-{size}")
     finally:
         gc.collect()
-
-
-_BLOCK = re.compile(r"^stages\.(\d+)\.(\d+)\.")
-
-
-def carried(recording: Trace, structure: Trace, machine: Machine) -> Trace:
-    """Return *structure* with the times and workspaces of a recorded network of the same kind.
-
-    An operation takes those of the one with its name; in a block that the recording has not, those
-    of its last block but one, for the last one of its own last. They grow by the ratio of the two
-    rooflines (of bytes moved, for workspaces, and for the optimizer's time on the host, which
-    launches for every few parameters). What the libraries keep for themselves is there, too.
-    """
-    measured = {op.name: op for op in recording.operations}
-    there, here = _numbers(recording), _numbers(structure)
-    operations = []
-    for op in structure.operations:
-        match = _BLOCK.match(op.name)
-        name = op.name
-        if match:
-            stage, block = match[1], int(match[2])
-            last = here[stage] - 1
-            like = there[stage] - 1 if block == last else min(block, max(0, there[stage] - 2))
-            name = f"stages.{stage}.{like}." + op.name[match.end() :]
-        operations.append(_timed(op, measured.get(name), machine))
-    names = {storage.name for storage in structure.storages}
-    kept = tuple(
-        each
-        for each in recording.storages
-        if each.alive_at_start and each.kind == "other" and each.name not in names
-    )
-    return msgspec.structs.replace(
-        structure,
-        times="measured",
-        machine=machine.name.partition(":")[0],
-        operations=tuple(operations),
-        storages=structure.storages + kept,
-        notes=structure.notes | {"times": f"of {recording.name}, by name of module and operation"},
-    )
-
-
-def _numbers(trace: Trace) -> dict[str, int]:
-    """Return the number of blocks of each stage."""
-    found: dict[str, int] = {}
-    for op in trace.operations:
-        match = _BLOCK.match(op.name)
-        if match:
-            found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
-    return found
-
-
-def _timed(op: Operation, source: Operation | None, machine: Machine) -> Operation:
-    if source is None:  # what CUDA does inside of another, or what is not in the recording
-        nothing = op.kind == "empty"
-        return msgspec.structs.replace(
-            op,
-            device_ns=0
-            if nothing
-            else machine.roofline_ns(op.flops, op.moved_nbytes, op.precision),
-            host_ns=0 if nothing else machine.launch_ns,
-        )
-    before = machine.roofline_ns(source.flops, source.moved_nbytes, source.precision)
-    time = machine.roofline_ns(op.flops, op.moved_nbytes, op.precision) / max(1, before)
-    moved = op.moved_nbytes / max(1, source.moved_nbytes)
-    host = max(1.0, moved) if op.phase == "optimizer" else 1.0
-    return msgspec.structs.replace(
-        op,
-        device_ns=round((source.device_ns or 0) * time),
-        host_ns=round((source.host_ns or 0) * host),
-        launches=source.launches,
-        workspace_nbytes=round(source.workspace_nbytes * moved),
-    )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from typing import Any
 
 import msgspec
 import torch
+from carried import carried
 from overlapped import Overlapped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
@@ -44,6 +45,7 @@ import superneurons.zoo as zoo
 from superneurons.executor import Executor
 from superneurons.policies import Decision
 from superneurons.sim import play
+from superneurons.traces import find_trace, shipped
 from superneurons.zoo.step import Step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -51,23 +53,47 @@ CUDA = DEVICE.type == "cuda"
 RIVALS = ("checkpoint", "sqrt", "selective", "save_on_cpu", "overlapped")
 # Everything that autograd keeps, not the paper's checkpoints alone.
 ALL = "conv/matmul/attention/norm/activation/dropout/add/elementwise/pool/embedding/concat/loss"
+# What normalization made, and what is written over it; convolutions and matrices run again.
+NORMS = "norm/pool/matmul/elementwise/loss"
 OURS = (
     "liveness",
     "liveness+recompute:strategy=speed",
     "liveness+recompute:strategy=memory",
-    "liveness+recompute",
     "liveness+offload",
     f"liveness+offload:kinds={ALL}",
-    "liveness+offload+recompute",
-    "liveness+offload:in_flight=1GiB+recompute:strategy=speed",
+    "liveness+offload+recompute:strategy=speed",
+    "liveness+cache@0.6",
     "superneurons@0.7",
     "superneurons@0.5",
 )
+# What the simulator finds worthwhile for one kind of network, by the beginning of its name.
+ALSO = {
+    "resnet": (
+        f"liveness+recompute:strategy=speed,kinds={NORMS}",
+        f"liveness+cache+recompute:strategy=speed,kinds={NORMS}@0.5",
+        f"liveness+offload:kinds={NORMS},in_flight=1GiB+recompute:strategy=speed,kinds={NORMS}",
+    ),
+    "gpt": (
+        "liveness+offload:kinds=attention/add+recompute:strategy=speed",
+        "liveness+recompute:strategy=speed,kinds=embedding/add",
+        "liveness+offload:kinds=attention/add+recompute:strategy=speed,kinds=attention/embedding/add",
+    ),
+    "bert": (
+        "liveness+offload:kinds=attention/add+recompute:strategy=speed",
+        "liveness+recompute:strategy=speed,kinds=embedding/norm",
+    ),
+    "unet": (
+        "liveness+recompute:strategy=speed,kinds=pool/concat/conv",
+        "liveness+recompute:strategy=speed,kinds=pool/concat",
+    ),
+}
 PEAKS = ("requested", "allocated", "reserved")
 WARM = 2
 TIMED = 5
 LONG_S = 1.5
 """Steps are timed until there are so many and so long has passed."""
+PINNED_NBYTES = 32 << 30
+"""More pinned memory is given back between methods; less is kept, for pinning takes long."""
 
 aten = torch.ops.aten
 SAVED = [  # overloads: a name without one never matches
@@ -96,7 +122,9 @@ def main() -> None:
         batch, *methods = asked.rest
         small = {"batch": int(batch)} if not asked.small else SMALL[asked.model]
         build = partial(make, asked.model, **small)
-        lines = measure(build, methods or [*RIVALS, *OURS], asked.seconds)
+        also = next((ALSO[each] for each in ALSO if asked.model.startswith(each)), ())
+        methods = methods or [*RIVALS, *OURS, *also]
+        lines = measure(build, methods, asked.seconds, recording_of(asked.model, batch))
         lines = ({"model": asked.model, "batch": int(batch)} | line for line in lines)
     about = {
         "date": date.today().isoformat(),
@@ -117,6 +145,12 @@ def make(name: str, **sizes: int) -> Step:
             return zoo.resnet(6, 32, blocks_of(int(depth)), 6, **sizes)
         step: Step = getattr(zoo, name)(**sizes)
         return step
+
+
+def recording_of(model: str, batch: int | str) -> str:
+    """Return the name of the recording that has times for a model."""
+    deep = model.startswith("resnet") and model != "resnet50"
+    return "resnet50-b128" if deep else f"{model.replace('_', '-')}-b{batch}"
 
 
 def blocks_of(depth: int) -> int:
@@ -220,7 +254,7 @@ def _unet(model: Any, runs: Sequence[Sequence[nn.Module]], images: Tensor) -> Te
 
 
 def measure(
-    build: Callable[[], Step], methods: Sequence[str], seconds: float
+    build: Callable[[], Step], methods: Sequence[str], seconds: float, like: str
 ) -> Iterator[dict[str, Any]]:
     """Yield a line for plain steps, and one for each other method."""
     plain: dict[str, Any] = {}
@@ -235,7 +269,7 @@ def measure(
                 line |= timed(rival(name, build()), deadline, WARM)
                 line["pinned_nbytes"] = pinned_nbytes()
             else:
-                line |= ours(name, line["budget"], build(), deadline)
+                line |= ours(name, line["budget"], build(), deadline, like)
             if method == "plain":
                 plain = line
             elif "step_ns" in plain:
@@ -252,7 +286,7 @@ def measure(
 
 
 def ours(
-    policy: str, budget: int | None, step: Callable[[], object], deadline: float
+    policy: str, budget: int | None, step: Callable[[], object], deadline: float, like: str
 ) -> dict[str, Any]:
     """Return what a policy costs, beside what its plan says."""
     executor = Executor(policy, budget=budget, device=DEVICE)
@@ -277,17 +311,24 @@ def ours(
         "notices": executor.notices,
     }
     if executor.plans:
-        found["predicted"] = predicted(executor)
+        found["predicted"] = predicted(executor, like)
         found["replays"] = found["predicted"]["replays"]
     return found
 
 
-def predicted(executor: Executor) -> dict[str, Any]:
-    """Return what the simulator says of the schedule that is executed."""
+def predicted(executor: Executor, like: str) -> dict[str, Any]:
+    """Return what the simulator says of the schedule that is executed.
+
+    The executor records no times: they are those of the shipped recording *like*, if it is there.
+    """
     plan = executor.plans[0]
+    trace, times = plan.trace, str(plan.trace.times)
     allocator = executor.backend.allocator
     machine = msgspec.structs.replace(executor.machine, allocator=allocator)
-    report = play(plan.trace, Decision(plan.schedule, plan.ledger), machine)
+    if times != "measured" and like in shipped():
+        times = like
+        trace = carried(find_trace(like), trace, machine, memory=False)
+    report = play(trace, Decision(plan.schedule, plan.ledger), machine)
     return {
         "step_ns": report.step_time_ns,
         "requested_peak": report.device_peak_bytes,
@@ -296,7 +337,7 @@ def predicted(executor: Executor) -> dict[str, Any]:
         "replays": report.recomputed_ops,
         "replayed_ns": report.recomputed_ns,
         "stall_ns": report.stall_ns,
-        "times": report.times,
+        "times": times,
         "allocator": allocator,
     }
 
@@ -347,6 +388,8 @@ def clear() -> None:
     gc.collect()
     if CUDA:
         torch.cuda.empty_cache()
+        if pinned_nbytes() > PINNED_NBYTES:
+            torch._C._host_emptyCache()
 
 
 def synchronize() -> None:
