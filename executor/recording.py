@@ -45,6 +45,10 @@ class Recorded(NamedTuple):
     storages: list[int]
     askers: list[str]
 
+    def timed(self, trace: Trace) -> "Recorded":
+        """Return the same step with a trace that has times."""
+        return Recorded(trace, *self[1:])
+
 
 class Recording:
     """Logs steps that run in safe mode. *first* says that no step has run yet: then two are needed,
