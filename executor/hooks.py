@@ -7,7 +7,8 @@ operation and is asked for by another is refused: that one may have filled it af
 """
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -16,7 +17,16 @@ from .backend import STREAMS, Backend
 from .entries import Entry, Where
 from .journal import Journal
 from .plan import Action, Look, Plan, What
-from .private import address, holders, running_node, sequence_number, version_of
+from .private import (
+    address,
+    backward_pass,
+    holders,
+    observed,
+    running_node,
+    sequence_number,
+    version_of,
+)
+from .replay import Replay
 from .saves import fault_modified
 from .slabs import Block, Slabs
 
@@ -26,7 +36,11 @@ was saved, the number of the save, and the entry if the schedule moves or holds 
 
 
 class ExecutedStep:
-    """One step by *plan*. Autograd's graph may hold it for longer than the step lasts."""
+    """One step by *plan*. Autograd's graph may hold it for longer than the step lasts.
+
+    With *constant* nobody looks whether what is computed again was called as when it was recorded,
+    and with *verify* it is compared with a copy of what it was.
+    """
 
     def __init__(
         self,
@@ -34,17 +48,32 @@ class ExecutedStep:
         backend: Backend,
         slabs: Mapping[str, Slabs],
         others: Mapping[Look, Plan] | None = None,
+        *,
+        constant: bool = False,
+        verify: bool = False,
     ) -> None:
         self.why = ""
+        self._constant = constant
+        self._verify = verify
+        self._odd = ""  # why the witness thinks, before the first hook, that it is another step
+        self._watching = ExitStack()
         self._backend = backend
         self._slabs = slabs
         self._others = others or {}
-        self._follow(plan)
         self._at = 0  # how many hooks have fired
         self._entries: dict[int, weakref.ref[Entry]] = {}
         self._held: dict[int, Entry] = {}
         self._leaving: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._lost = False
+        self._follow(plan)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Look on inside the block, as far as that is needed."""
+        with self._watching:
+            if self._replay.witness is not None:
+                self._watching.enter_context(observed(self._replay.observe))
+            yield
 
     def pack(self, tensor: torch.Tensor) -> Handle:
         """Take a tensor for autograd to keep."""
@@ -53,16 +82,17 @@ class ExecutedStep:
             return alias, version_of(alias), -1, None
         at = self._at
         number, dtype, shape, storage, due = self._hooks[at]
-        if number < 0 or shape != tensor.shape or dtype is not tensor.dtype:
+        if number < 0 or shape != tensor.shape or dtype is not tensor.dtype or self._odd:
             if not self._follow_another(tensor):
                 return alias, version_of(alias), -1, None
             number, dtype, shape, storage, due = self._hooks[at]
         entry = None if storage < 0 else self._entry(alias, number)
         handle = alias, version_of(alias), number, entry
         if due and not self._lost:
-            for action in due:
-                self._do(action)
+            self._do_all(due)
         self._at = at + 1
+        if self._done_watching():
+            self._watching.close()
         return handle
 
     def unpack(self, handle: Handle) -> torch.Tensor:
@@ -77,8 +107,7 @@ class ExecutedStep:
                 self._lose(f"hook {self._at} is an unpack of save {number}, which was not recorded")
             else:
                 if hook[4]:
-                    for action in hook[4]:
-                        self._do(action)
+                    self._do_all(hook[4])
                 self._at += 1
         if version_of(alias) != version:
             # What is away has no shape of its own.
@@ -89,8 +118,7 @@ class ExecutedStep:
         if entry.early or entry.where is not Where.HERE:
             self._prove_asker(entry, number)
         if entry.where is not Where.HERE:
-            self._bring(entry)
-            entry.show(alias, self._saved[number].view)
+            self._show(entry, alias, number)
         return alias.detach()  # whose bytes stay when ours are given up again
 
     def finish(self) -> None:
@@ -99,8 +127,7 @@ class ExecutedStep:
         if not self._lost and self._at < count:
             self._lose(f"it ended after {self._at} of {count} hooks")
         if not self._lost:
-            for action in self.plan.at_end:
-                self._do(action)
+            self._do_all(self.plan.at_end)
         self.abandon()
 
     def abandon(self) -> None:
@@ -109,21 +136,31 @@ class ExecutedStep:
         self._held.clear()
         self._entries.clear()
         self._leaving.clear()
+        self._replay.made.clear()
 
     def _follow(self, plan: Plan) -> None:
         self.plan = plan
         self.journal = Journal(plan)
         self._hooks = plan.hooks
         self._saved = plan.saved
+        self._replay = Replay(
+            plan.recipes, self._backend, self._entry_of, self._doubt, constant=self._constant
+        )
 
     def _follow_another(self, tensor: torch.Tensor) -> bool:
         """Follow the plan of another kind of step, if this is the first save of one that is known;
         else keep everything."""
         look = tensor.dtype, tensor.shape
         number, dtype, shape, _, _ = self._hooks[self._at]
-        if self._at == 0 and look in self._others:
+        if self._at == 0 and look in self._others and self._others[look] is not self.plan:
             self._follow(self._others[look])
+            self._odd = ""
+            if self._replay.witness is not None:
+                self._replay.witness.done = True  # it has not seen the beginning
             return True
+        if self._odd:
+            self._lose(self._odd)
+            return False
         if number < 0:
             self._lose(f"hook {self._at} is a pack, of {_told(*look)}; none was recorded there")
         else:
@@ -159,16 +196,40 @@ class ExecutedStep:
         elif entry.address != address(storage) or entry.version != version_of(alias):
             self._lose(f"save {number} is of another storage or version than recorded")
             return None
+        elif saved.counter >= 0 and not (
+            saved.counter == entry.version and self._replay.knows(entry, storage)
+        ):
+            self._lose(f"save {number} is of another storage or version than recorded")
+            return None
         entry.add(alias)
         entry.sequence = sequence_number()
         return entry
 
+    def _entry_of(self, s: int) -> Entry | None:
+        """Return a storage's entry, None if the graph is gone."""
+        found = self._entries.get(s)
+        return None if found is None else found()
+
+    def _do_all(self, due: Sequence[Action]) -> None:
+        witness = self._replay.witness
+        if witness is not None:
+            witness.quiet = True
+        try:
+            for action in due:
+                self._do(action)
+        finally:
+            if witness is not None:
+                witness.quiet = False
+
     def _do(self, action: Action) -> None:
-        what, storages, tier = action
+        what, storages, tier, op = action
         if what is What.COPY:
             self._copy(storages, tier)
         elif what is What.FETCH:
             self._fetch(storages, tier)
+        elif what is What.RERUN:
+            if self._backend.computes_here() and self._replay.run(op):
+                self.journal.write(self._at, "rerun", storages[0])
         else:
             for s in storages:
                 self._do_one(what, s, tier)
@@ -179,13 +240,12 @@ class ExecutedStep:
         elif what is What.RELEASE:
             if self._held.pop(s, None) is not None:
                 self.journal.write(self._at, "release", s)
+        elif what is What.FORGET:
+            self._replay.forget(s)
         elif (entry := self._there(s)) is None:
-            return
+            self._replay.forget(s)
         elif what is What.DROP:
-            if entry.where is Where.HERE:
-                self._leaving[s] = weakref.ref(entry.storage)
-            entry.drop()
-            self.journal.write(self._at, "drop", s)
+            self._drop(entry, s)
         elif (
             what is What.DISCARD
             and entry.where is not Where.AWAY  # or it may be asked for yet: of a loss that is kept
@@ -193,10 +253,24 @@ class ExecutedStep:
         ):
             self.journal.write(self._at, "discard", s)
 
+    def _drop(self, entry: Entry, s: int) -> None:
+        self._replay.forget(s)  # half run again
+        if entry.where is Where.AWAY:
+            return
+        if not entry.blocks and not self._replay.prepared(entry):
+            entry.kept = True
+            self.journal.write(self._at, "unready", s)
+            return
+        if entry.where is Where.HERE:
+            self._leaving[s] = weakref.ref(entry.storage)
+            if self._verify and not entry.blocks:
+                entry.control = entry.source().clone()
+        entry.drop()
+        self.journal.write(self._at, "drop", s)
+
     def _there(self, s: int) -> Entry | None:
         """Return a storage's entry; None if the graph is gone, or if it had to stay."""
-        found = self._entries.get(s)
-        entry = None if found is None else found()
+        entry = self._entry_of(s)
         return None if entry is None or entry.kept else entry
 
     def _copy(self, storages: Sequence[int], tier: str) -> None:
@@ -246,14 +320,45 @@ class ExecutedStep:
     def _bring(self, entry: Entry) -> None:
         """See to it that an entry's bytes are on the device, or on their way to it."""
         if entry.where is Where.AWAY:
+            what = "late"
             if not entry.reuse():
-                entry.fetch(next(iter(entry.blocks)))
-            self.journal.write(self._at, "late", entry.number)
+                if entry.blocks:
+                    entry.fetch(next(iter(entry.blocks)))
+                else:
+                    self._replay.rebuild(entry, self._bring)
+                    what = "rebuilt"
+            self.journal.write(self._at, what, entry.number)
+
+    def _show(self, entry: Entry, alias: torch.Tensor, number: int) -> None:
+        """Let a handle's tensor look at its entry's bytes, wherever they were."""
+        witness = self._replay.witness
+        if witness is not None:
+            witness.quiet = True
+        try:
+            self._bring(entry)
+            entry.show(alias, self._saved[number].view)
+        finally:
+            if witness is not None:
+                witness.quiet = False
+
+    def _doubt(self, why: str) -> None:
+        """The witness says that it is another step; before the first hook it may be a known one."""
+        if self._at:
+            self._lose(why)
+        else:
+            self._odd = why
+
+    def _done_watching(self) -> bool:
+        # In backward autograd would bring back what looks on as it ends.
+        witness = self._replay.witness
+        return witness is not None and witness.done and backward_pass() < 0
 
     def _lose(self, why: str) -> None:
         self._lost = True
-        self.why = why
+        self.why = self.why or why
         self._held.clear()
+        if self._replay.witness is not None:
+            self._replay.witness.done = True
 
     def _prove_asker(self, entry: Entry, number: int) -> None:
         """Refuse what was sent away for another operation before that was over, and what is asked

@@ -39,6 +39,8 @@ def _observers_key() -> Any:
 
     def observe_below(overload: Overload, *args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(keys):
+            if not _observers:  # the last has gone while this operator was on its way
+                return overload(*args, **kwargs)
             return _observers[-1](overload, args, kwargs)
 
     everything = torch.library.Library("_", "IMPL")
@@ -73,6 +75,47 @@ class FakeTensors(FakeTensorMode):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FakeTensors":
         return self
+
+
+class BelowAutograd:
+    """A block in which operators run as an observer calls them: below autograd and autocast, seen
+    by nobody. Much cheaper than the public contexts, which do not hide from observers either.
+
+    Kernels find gradients enabled, as in forward: some are chosen by that.
+    """
+
+    __slots__ = ("_grad", "_guards")
+
+    def __enter__(self) -> None:
+        self._grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(True)
+        fake = torch._C.DispatchKeySet(_observers_key())
+        self._guards = (
+            torch._C._AutoDispatchBelowAutograd(),
+            torch._C._DisableAutocast(),
+            torch._C._ExcludeDispatchKeyGuard(fake),
+        )
+        for guard in self._guards:
+            guard.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        for guard in reversed(self._guards):
+            guard.__exit__(*error)
+        torch._C._set_grad_enabled(self._grad)
+
+
+def kernel_of(overload: Overload) -> Callable[..., Any]:
+    """Return an operator as the function behind it, without its Python wrapper."""
+    found: Callable[..., Any] = overload._op
+    return found
+
+
+def has_kernel(overload: Overload, device: str) -> bool:
+    """Return whether an operator is a kernel of its own on that type of device."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device, "")
+    return bool(key) and bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), key)
+    )
 
 
 def compiled_frames() -> int:
