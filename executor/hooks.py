@@ -134,6 +134,9 @@ class ExecutedStep:
         """Let go of everything; what the graph still keeps comes back when it is asked for."""
         self._lost = True
         self._held.clear()
+        waiting = [entry for s in self._entries if (entry := self._entry_of(s)) is not None]
+        if all(entry.where is not Where.AWAY or entry.blocks for entry in waiting):
+            self._replay.end()
         self._entries.clear()
         self._leaving.clear()
         self._replay.made.clear()

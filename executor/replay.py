@@ -119,6 +119,11 @@ class Replay:
         """Let go of what was run again."""
         self.made.pop(s, None)
 
+    def end(self) -> None:
+        """Forget how the step was called: nothing will be computed again."""
+        if self.witness is not None:
+            self.witness.captured.clear()
+
     def rebuild(self, entry: Entry, bring: Callable[[Entry], None]) -> None:
         """Compute an entry that is nowhere, and first those that it starts from; *bring* fetches
         what is in a tier."""
