@@ -55,7 +55,6 @@ class ExecutedStep:
         self.why = ""
         self._constant = constant
         self._verify = verify
-        self._odd = ""  # why the witness thinks, before the first hook, that it is another step
         self._watching = ExitStack()
         self._backend = backend
         self._slabs = slabs
@@ -142,6 +141,7 @@ class ExecutedStep:
         self._replay.made.clear()
 
     def _follow(self, plan: Plan) -> None:
+        """Follow a plan, from before its first hook."""
         self.plan = plan
         self.journal = Journal(plan)
         self._hooks = plan.hooks
@@ -149,6 +149,8 @@ class ExecutedStep:
         self._replay = Replay(
             plan.recipes, self._backend, self._entry_of, self._doubt, constant=self._constant
         )
+        # Why it is another step, as is known before the first hook.
+        self._odd = "" if self._replay.whole else "a parameter or buffer of it is gone"
 
     def _follow_another(self, tensor: torch.Tensor) -> bool:
         """Follow the plan of another kind of step, if this is the first save of one that is known;
@@ -157,7 +159,6 @@ class ExecutedStep:
         number, dtype, shape, _, _ = self._hooks[self._at]
         if self._at == 0 and look in self._others and self._others[look] is not self.plan:
             self._follow(self._others[look])
-            self._odd = ""
             if self._replay.witness is not None:
                 self._replay.witness.done = True  # it has not seen the beginning
             return True

@@ -172,6 +172,11 @@ class Recipes:
         self.known = self.sources | self.of.keys()
 
     @property
+    def current(self) -> bool:
+        """Whether all parameters and buffers are there still."""
+        return all(each() is not None for found in self.lasting.values() for each in found)
+
+    @property
     def draws(self) -> bool:
         """Whether any of the operations draws random numbers."""
         return any(code.random for code in self.codes.values())

@@ -7,7 +7,7 @@ looked up among all tensors of the process.
 
 import gc
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from .layout import Layout
 from .log import Log
 from .meter import CudaMeter
 from .modules import Modules
-from .private import Overload, backward_pass, compiled_frames, observed
+from .private import Overload, backward_pass, compiled_frames, observed, version
 from .provenance import provenance
 from .repeatable import Lasting, Repeatable
 from .safe import Fired, SafeSaves
@@ -80,6 +80,7 @@ class Recording:
         self._calls: dict[int, Call] = {}  # by place in the log
         self._sequence: list[Overload] = []
         self._touched: set[int] = set()  # lives that an unknown operator may have written
+        self._counters: dict[int, int] = {}  # by life, autograd's count when it was first seen
         if not first:
             enter_all(self._log)
 
@@ -89,6 +90,7 @@ class Recording:
         log = self._log
         self._calls.clear()
         self._sequence = []
+        self._counters.clear()
         frames = compiled_frames()
         watch, saves = Watch(log, self._modules), SafeSaves(log, self._slabs, self._backend)
         with watch.around(saves, observed(partial(self._observe, saves)), collect=False):
@@ -123,7 +125,10 @@ class Recording:
         if log.place() > place:
             logged = log.operations[-1]
             if forward:
-                self._calls[place] = call_of(log, logged, func, args, kwargs, result, position)
+                call = call_of(log, logged, func, args, kwargs, result, position)
+                self._calls[place] = call
+                for argument in call.tensors:
+                    self._counters.setdefault(argument.life.number, argument.version)
             if logged.overwrites or logged.updates:
                 saves.refresh(logged)
         return result
@@ -143,7 +148,7 @@ class Recording:
             trace,
             {place - step.start: call for place, call in self._calls.items()},
             index,
-            self._lasting(index),
+            self._lasting(index, facts.writers),
             {index[number] for number in self._touched if number in index},
             [(index[kept.life.number], layout.version(kept)) for kept in step.kept],
             self._log.device,
@@ -159,15 +164,21 @@ class Recording:
             self._sequence,
         )
 
-    def _lasting(self, index: Mapping[int, int]) -> Lasting:
-        """Return, by storage of the trace, the parameters and buffers on it."""
+    def _lasting(self, index: Mapping[int, int], writers: Sequence[Sequence[int]]) -> Lasting:
+        """Return, by storage of the trace, the parameters and buffers on it; but for those that
+        were written and whose versions do not tell: running statistics, `.data` of a parameter."""
         found: dict[int, list[weakref.ref[torch.Tensor]]] = {}
+        silent: set[int] = set()
         log = self._log
         for _, tensor in (*self._modules.parameters(), *self._modules.buffers()):
             life = log.book.find(tensor) if log.here(tensor) else None
             if life is not None and life.number in index:
-                found.setdefault(index[life.number], []).append(weakref.ref(tensor))
-        return found
+                s = index[life.number]
+                found.setdefault(s, []).append(weakref.ref(tensor))
+                first = self._counters.get(life.number, -1)
+                if writers[s] and not -1 < first < version(tensor):
+                    silent.add(s)
+        return {s: tensors for s, tensors in found.items() if s not in silent}
 
 
 def enter_all(log: Log) -> None:

@@ -14,7 +14,7 @@ import torch
 from ..errors import Unsupported
 from .backend import Backend
 from .entries import Entry, View, Where
-from .private import BelowAutograd, Overload, address, version_of
+from .private import BelowAutograd, Overload, address, version
 from .recipes import Captured, Code, Recipes, Source
 from .witness import Witness
 
@@ -42,7 +42,7 @@ class Replay:
     """Runs operations again in one step by *recipes*. *entries* gives a storage's entry.
 
     A *witness* looks on in forward, unless nothing may change from step to step. *made* is what was
-    run again, by storage.
+    run again, by storage. *whole* says that all parameters are there that were recorded.
     """
 
     def __init__(
@@ -55,17 +55,19 @@ class Replay:
         constant: bool,
     ) -> None:
         self.made: dict[int, Again] = {}
+        self.whole = True
         self.recipes = recipes
         self._backend = backend
         self._entries = entries
         self._lasting: dict[int, list[Kept]] = {}
         noted: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         for s, references in recipes.lasting.items():
-            tensors = [each for each in (reference() for reference in references) if each is not None]
+            tensors = [each for reference in references if (each := reference()) is not None]
             if tensors:
                 noted[s] = weakref.ref(tensors[0].untyped_storage())
+            self.whole = self.whole and len(tensors) == len(references)
             self._lasting[s] = [
-                Kept(weakref.ref(each), address(each.untyped_storage()), version_of(each))
+                Kept(weakref.ref(each), address(each.untyped_storage()), version(each))
                 for each in tensors
             ]
         self.witness: Witness | None = None
@@ -262,7 +264,7 @@ class Replay:
             if (
                 found is None
                 or address(found.untyped_storage()) != kept.address
-                or version_of(found) != kept.version
+                or version(found) != kept.version
                 or found.untyped_storage().nbytes() != self.recipes.facts.nbytes[s]
             ):
                 raise self._fault(s, "it was modified, replaced or emptied since the step began")
