@@ -221,9 +221,7 @@ class Plan:
                     k = min(k, self._first_unpack.get(s, k))
             k = max(k, after.get(s, 0))
             after[s] = k
-            if k >= len(self._places) or (
-                place == facts.op_count and action.what is What.RELEASE
-            ):
+            if k >= len(self._places) or (place == facts.op_count and action.what is What.RELEASE):
                 self.at_end.append(action)
                 continue
             at = max(at, k)

@@ -113,9 +113,7 @@ def kernel_of(overload: Overload) -> Callable[..., Any]:
 def has_kernel(overload: Overload, device: str) -> bool:
     """Return whether an operator is a kernel of its own on that type of device."""
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device, "")
-    return bool(key) and bool(
-        torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), key)
-    )
+    return bool(key) and bool(torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), key))
 
 
 def compiled_frames() -> int:

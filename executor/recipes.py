@@ -239,4 +239,3 @@ def _dropped(schedule: Schedule, managed: list[bool], until: list[int]) -> set[i
             if managed[s] and place < until[s] and not copies.get(s):
                 found.add(s)
     return found
-
