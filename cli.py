@@ -276,6 +276,12 @@ def record(function: str, output: str, name: str | None, guess: bool) -> None:
 @click.option("--machine", help="A name or file; without one the links are measured.")
 @click.option("--host-memory", help="Bound the host memory that is taken: 64GiB")
 @click.option("--steps", default=5, show_default=True, help="Two are recorded, the rest executed.")
+@click.option(
+    "--assume-constant",
+    is_flag=True,
+    help="Compute again as in the recorded step, unseen: no number may change between steps.",
+)
+@click.option("--verify", is_flag=True, help="Compare what is computed again with a copy.")
 @click.option("--log", type=click.Path(dir_okay=False), help="Append the run as a line of JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything, as an object.")
 def run(
@@ -285,6 +291,8 @@ def run(
     machine: str | None,
     host_memory: str | None,
     steps: int,
+    assume_constant: bool,
+    verify: bool,
     log: str | None,
     as_json: bool,
 ) -> None:
@@ -299,10 +307,21 @@ def run(
         why = f" ({step.why})" if step.why else ""
         moved = f"{step.copied_out_nbytes} bytes out, {step.copied_in_nbytes} back"
         late = f", {step.late_fetches} late" if step.late_fetches else ""
-        click.echo(f"step {step.step}: {step.mode}{why}, {format_ns(took_ns)}; {moved}{late}")
+        again = f", {step.replays} operations run again" if step.replays else ""
+        click.echo(
+            f"step {step.step}: {step.mode}{why}, {format_ns(took_ns)}; {moved}{late}{again}"
+        )
 
     report = run_function(
-        function, policy, budget, machine, steps, host_memory, None if as_json else tell
+        function,
+        policy,
+        budget,
+        machine,
+        steps,
+        host_memory,
+        None if as_json else tell,
+        assume_constant=assume_constant,
+        verify=verify,
     )
     if log:
         append_line(report, log)

@@ -83,10 +83,11 @@ class AuditedStep(ExecutedStep):
         for s in action.storages:
             self._see(self._there(s))
         if action.what is What.RERUN:
-            for made in self.plan.recipes.codes[action.op].made:
-                self._see(self._there(made.storage))
-            for again in self._replay.made.values():
-                self._enter(again.tensor)
+            for op in action.ops:
+                for made in self.plan.recipes.codes[op].made if op >= 0 else ():
+                    self._see(self._there(made.storage))
+            for tensor, _ in self._replay.made.values():
+                self._enter(tensor)
 
     def _bring(self, entry: Entry) -> None:
         super()._bring(entry)

@@ -146,6 +146,7 @@ class ExecutedStep:
         self.journal = Journal(plan)
         self._hooks = plan.hooks
         self._saved = plan.saved
+        self._codes = plan.recipes.codes
         self._replay = Replay(
             plan.recipes, self._backend, self._entry_of, self._doubt, constant=self._constant
         )
@@ -226,14 +227,15 @@ class ExecutedStep:
                 witness.quiet = False
 
     def _do(self, action: Action) -> None:
-        what, storages, tier, op = action
+        what, storages, tier, ops = action
         if what is What.COPY:
             self._copy(storages, tier)
         elif what is What.FETCH:
             self._fetch(storages, tier)
         elif what is What.RERUN:
-            if self._backend.computes_here() and self._replay.run(op):
-                self.journal.write(self._at, "rerun", storages[0])
+            if self._backend.computes_here():  # else it comes when it is asked for, or is refused
+                for op in self._replay.run(ops):
+                    self.journal.write(self._at, "rerun", self._codes[op].made[0].storage)
         else:
             for s in storages:
                 self._do_one(what, s, tier)
@@ -244,8 +246,6 @@ class ExecutedStep:
         elif what is What.RELEASE:
             if self._held.pop(s, None) is not None:
                 self.journal.write(self._at, "release", s)
-        elif what is What.FORGET:
-            self._replay.forget(s)
         elif (entry := self._there(s)) is None:
             self._replay.forget(s)
         elif what is What.DROP:

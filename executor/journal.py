@@ -89,7 +89,7 @@ class Journal:
         planned: dict[int, list[str]] = {}
         for actions in (*self.plan.due, self.plan.at_end):
             for action in actions:
-                if action.what not in (What.LOOK, What.FORGET):
+                if action.what is not What.LOOK:
                     for s in action.storages:
                         planned.setdefault(s, []).append(action.what.value)
         done: dict[int, list[str]] = {}

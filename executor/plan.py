@@ -29,7 +29,6 @@ class What(Enum):
     DISCARD = "discard"
     RELEASE = "release"  # what was held for longer than autograd holds it
     RERUN = "rerun"
-    FORGET = "forget"  # what was run again, on the way to others
 
 
 SMALL_NBYTES: Final = 1 << 20
@@ -38,13 +37,13 @@ SMALL_NBYTES: Final = 1 << 20
 
 
 class Action(NamedTuple):
-    """One thing that is due, with one storage or with several small ones; or an operation that is
-    run again, for its first storage."""
+    """One thing that is due, with one storage or with several small ones; or *ops* that are run
+    again, each for one of the storages: ~s among them lets go of what was run again of s."""
 
     what: What
     storages: tuple[int, ...]
     tier: str = ""
-    op: int = -1
+    ops: tuple[int, ...] = ()
 
 
 Look = tuple[torch.dtype, Sequence[int]]
@@ -150,7 +149,8 @@ class Plan:
         return found
 
     def _together(self, actions: Sequence[Action]) -> tuple[Action, ...]:
-        """Join copies of small storages that go the same way, one after the other."""
+        """Join copies of small storages that go the same way, one after the other, and operations
+        that run again in a row."""
         nbytes = self.trace.facts.nbytes
         joined: list[Action] = []
         for action in actions:
@@ -162,6 +162,10 @@ class Plan:
                 and all(nbytes[s] < SMALL_NBYTES for s in last.storages + action.storages)
             ):
                 joined[-1] = Action(last.what, last.storages + action.storages, last.tier)
+            elif last is not None and last.what is action.what is What.RERUN:
+                joined[-1] = Action(
+                    What.RERUN, last.storages + action.storages, ops=last.ops + action.ops
+                )
             else:
                 joined.append(action)
         return tuple(joined)
@@ -192,7 +196,7 @@ class Plan:
                 again |= {s for s in made if not managed[s] or place >= facts.death[s]}
                 if k < len(self._places):
                     at = max(at, k)
-                    action = Action(What.RERUN, (made[0],), op=step.op)
+                    action = Action(What.RERUN, (made[0],), ops=(step.op,))
                     self._actions.setdefault(k, []).append(action)
                 continue
             s = step.storage
@@ -201,7 +205,7 @@ class Plan:
                 k = max(earliest, after.get(s, 0))
                 if k < len(self._places):
                     at = max(at, k)
-                    self._actions.setdefault(k, []).append(Action(What.FORGET, (s,)))
+                    self._actions.setdefault(k, []).append(Action(What.RERUN, (), ops=(~s,)))
                 continue
             if not managed[s]:
                 self._hold_for_program(s, read_at, after)

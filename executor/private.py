@@ -84,30 +84,33 @@ class BelowAutograd:
     Kernels find gradients enabled, as in forward: some are chosen by that.
     """
 
-    __slots__ = ("_grad", "_guards")
+    __slots__ = ("_autograd", "_grad", "_others")
 
     def __enter__(self) -> None:
         self._grad = torch.is_grad_enabled()
+        self._autograd = torch._C._AutoDispatchBelowAutograd()
+        self._others = torch._C._ExcludeDispatchKeyGuard(_hidden_keys())
+        self._autograd.__enter__()
+        self._others.__enter__()
         torch._C._set_grad_enabled(True)
-        fake = torch._C.DispatchKeySet(_observers_key())
-        self._guards = (
-            torch._C._AutoDispatchBelowAutograd(),
-            torch._C._DisableAutocast(),
-            torch._C._ExcludeDispatchKeyGuard(fake),
-        )
-        for guard in self._guards:
-            guard.__enter__()
 
     def __exit__(self, *error: object) -> None:
-        for guard in reversed(self._guards):
-            guard.__exit__(*error)
         torch._C._set_grad_enabled(self._grad)
+        self._others.__exit__(*error)
+        self._autograd.__exit__(*error)
 
 
-def kernel_of(overload: Overload) -> Callable[..., Any]:
-    """Return an operator as the function behind it, without its Python wrapper."""
-    found: Callable[..., Any] = overload._op
-    return found
+@cache
+def _hidden_keys() -> Any:
+    """Return the dispatch keys of observers and of autocast."""
+    keys = torch._C.DispatchKeySet(_observers_key())
+    for name in ("AutocastCPU", "AutocastCUDA"):
+        keys = keys | torch._C.DispatchKeySet(torch._C._dispatch_key_parse(name))
+    return keys
+
+
+kernel_of: Callable[[Overload], Callable[..., Any]] = attrgetter("_op")
+"""Return an operator as the function behind it, without its Python wrapper."""
 
 
 def has_kernel(overload: Overload, device: str) -> bool:
@@ -155,9 +158,8 @@ version_of = attrgetter("_version")
 """Return the same of a tensor that is not made in inference mode: four times as fast."""
 
 
-def backward_pass() -> int:
-    """Return the number of the backward pass that this thread is in, between nodes too; or -1."""
-    return int(torch._C._current_graph_task_id())
+backward_pass: Callable[[], int] = torch._C._current_graph_task_id
+"""Return the number of the backward pass that this thread is in, between nodes too; or -1."""
 
 
 def memory_history_runs() -> bool:

@@ -13,13 +13,14 @@ from ..schedules import Copy, Discard, Free, Rerun, Run, Schedule
 from .calls import Call, Place
 from .entries import View
 from .operators import EMPTY, operator
-from .private import Overload, kernel_of
+from .private import Overload, arguments, kernel_of
 from .repeatable import Repeatable
 
 
 class Source(NamedTuple):
     """A tensor that an operation takes: where, of which storage at which version, seen how; and
-    autograd's count of its versions when it was recorded, -1 for parameters and buffers."""
+    autograd's count of its versions when it was recorded, -1 for parameters and buffers. *same*
+    says that whoever makes the storage has made a tensor that looks at it like that."""
 
     key: int | str
     inner: int
@@ -27,6 +28,7 @@ class Source(NamedTuple):
     version: int
     view: View
     counter: int
+    same: bool
 
 
 class Made(NamedTuple):
@@ -50,10 +52,12 @@ class Captured(NamedTuple):
 class Code:
     """One operation as it is run again. *recorded* is its call as recorded, with None for tensors;
     *fixed* says that it is used as it is. *lists* are the keys of arguments that are lists with
-    tensors in them, *named* says that some tensors go by name. Of what it has *made*, *written* is
-    what it writes in place."""
+    tensors in them, *named* says that some tensors go by name, *absent* are the places where it may
+    take a tensor and takes none. Of what it has *made*, *written* is what it writes in place, and
+    *whole* are the storages that are then as they were saved."""
 
     __slots__ = (
+        "absent",
         "fixed",
         "kernel",
         "lists",
@@ -68,6 +72,7 @@ class Code:
         "scratch",
         "sources",
         "trains",
+        "whole",
         "written",
     )
 
@@ -90,6 +95,7 @@ class Code:
                 at[s],
                 each.view,
                 -1 if facts.alive_at_start[s] else each.version,
+                (maker := repeatable.made_by(s)) is not None and maker[1].view == each.view,
             )
             for each in call.tensors
         ]
@@ -97,6 +103,13 @@ class Code:
             *(Made(each.inner, index[each.life.number], 0) for each in call.results),
             *(Made(-2, s, at[s] + 1) for s in facts.overwrites[op]),
         ]
+        self.absent = [
+            i
+            for i, argument in enumerate(arguments(call.func))
+            if i < len(call.args) and call.args[i] is None and "Tensor" in str(argument.type)
+        ]
+        self.absent = [i for i in self.absent if (i, -1) not in {e[:2] for e in self.sources}]
+        self.whole = [s for _, s, version in self.made if repeatable.saved.get(s) == version]
         self.written = [each for each in self.made if each.inner == -2]
         keys = [each.key for each in self.sources] + [key for (key, _), _ in self.scratch]
         self.named = any(isinstance(key, str) for key in keys)

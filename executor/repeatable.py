@@ -88,7 +88,8 @@ class Repeatable:
     def made_by(self, s: int) -> tuple[int, Result] | None:
         """Return the position in forward at which a storage is made, and where it is among the
         results; None if nobody sees that."""
-        call = self.calls.get(self._facts.writers[s][0])
+        facts = self._facts
+        call = None if facts.alive_at_start[s] else self.calls.get(facts.writers[s][0])
         for result in () if call is None else call.results:
             if self.index[result.life.number] == s:
                 return call.position, result

@@ -6,7 +6,7 @@ entry is waiting for. Nothing that the program may see is ever written.
 """
 
 import weakref
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +19,8 @@ from .recipes import Captured, Code, Recipes, Source
 from .witness import Witness
 
 
-class Again(NamedTuple):
-    """A tensor that was computed again, and the version of its storage."""
-
-    tensor: torch.Tensor
-    version: int
+Again = tuple[torch.Tensor, int]
+"""A tensor that was computed again, and the version of its storage."""
 
 
 class Kept(NamedTuple):
@@ -56,6 +53,7 @@ class Replay:
     ) -> None:
         self.made: dict[int, Again] = {}
         self.whole = True
+        self._proved: dict[int, torch.Tensor] = {}  # parameters, while operations run
         self.recipes = recipes
         self._backend = backend
         self._entries = entries
@@ -97,25 +95,29 @@ class Replay:
         entry.owned = tuple(found)
         return True
 
-    def run(self, op: int) -> bool:
-        """Run an operation again, as the schedule says; return whether what it needs was there."""
-        code = self.recipes.codes[op]
-        try:
-            with BelowAutograd():
-                self._run(code, self.made, self._entries)
-        except MissingSource:
-            return False  # so nobody asks for it, or it comes when it is asked for
-        saved = self.recipes.repeatable.saved
-        for _, s, version in code.made:
-            if saved.get(s) != version:
-                continue
-            entry = self._entries(s)
-            if entry is None:
-                continue  # it is only on the way to others
-            again = self.made.pop(s)
-            if entry.where is Where.AWAY:
-                self._take(entry, again.tensor, code)
-        return True
+    def run(self, ops: Sequence[int]) -> list[int]:
+        """Run operations again, as the schedule says, ~s lets go of what was run again of storage
+        s; return those operations for which everything was there."""
+        done = []
+        made, entries = self.made, self._entries
+        self._proved.clear()
+        with BelowAutograd():
+            for op in ops:
+                if op < 0:
+                    made.pop(~op, None)
+                    continue
+                code = self.recipes.codes[op]
+                try:
+                    self._run(code, made, entries)
+                except MissingSource:
+                    continue  # so nobody asks for it, or it comes when it is asked for
+                done.append(op)
+                for s in code.whole:
+                    if (entry := entries(s)) is not None:
+                        again = made.pop(s)
+                        if entry.where is Where.AWAY:
+                            self._take(entry, again[0], code)
+        return done
 
     def forget(self, s: int) -> None:
         """Let go of what was run again."""
@@ -147,6 +149,7 @@ class Replay:
         made: dict[int, Again] = {}
         owned = {each.number: each for each in entry.owned}
         code = None
+        self._proved.clear()
         try:
             with BelowAutograd():
                 for op, gone in zip(recipe.ops, recipe.gone, strict=True):
@@ -157,7 +160,7 @@ class Replay:
         except MissingSource as error:
             raise self._fault(entry.number, str(error)) from error
         assert code is not None
-        self._take(entry, made[entry.number].tensor, code)
+        self._take(entry, made[entry.number][0], code)
 
     def _take(self, entry: Entry, tensor: torch.Tensor, code: Code) -> None:
         if tensor.untyped_storage().nbytes() != entry.nbytes:
@@ -186,9 +189,15 @@ class Replay:
             where: Any = args if isinstance(key, int) else kwargs
             where[key] = where[key].copy()
         for source in code.sources:
-            key, inner, _, _, view, _ = source
-            tensor = looking(self._source(source, made, entries), view)
-            where = args if isinstance(key, int) else kwargs
+            key, inner, s, version, view, _, same = source
+            again = made.get(s)
+            if again is None or again[1] != version:
+                tensor = looking(self._source(source, entries), view)
+            elif same:
+                tensor = again[0]
+            else:
+                tensor = looking(again[0], view)
+            where = args if key.__class__ is int else kwargs
             if inner < 0:
                 where[key] = tensor
             else:
@@ -200,7 +209,7 @@ class Replay:
                     scratch.shape, dtype=scratch.dtype, device=self._backend.device
                 )
         for _, s, version in code.written:
-            if s not in made or made[s].version != version - 1:
+            if s not in made or made[s][1] != version - 1:
                 raise MissingSource(f"{code.name!r} would write what is not its own")
         if call.state is None:
             result = code.kernel(*args, **kwargs)
@@ -208,9 +217,9 @@ class Replay:
             result = self._draw(code, args, kwargs, call.state)
         for inner, s, version in code.made:
             if inner == -2:
-                made[s] = Again(made[s].tensor, version)
+                made[s] = made[s][0], version
             else:
-                made[s] = Again(result if inner < 0 else result[inner], version)
+                made[s] = result if inner < 0 else result[inner], version
 
     def _draw(
         self, code: Code, args: list[Any], kwargs: dict[str, Any], state: torch.Tensor
@@ -232,17 +241,9 @@ class Replay:
             raise MissingSource(f"{code.name!r} has not run in this step")
         return captured
 
-    def _source(
-        self,
-        source: Source,
-        made: Mapping[int, Again],
-        entries: Callable[[int], Entry | None],
-    ) -> torch.Tensor:
+    def _source(self, source: Source, entries: Callable[[int], Entry | None]) -> torch.Tensor:
         """Return a tensor on what an operation starts from, at the version that it needs."""
         s = source.storage
-        again = made.get(s)
-        if again is not None and again.version == source.version:
-            return again.tensor
         if s in self._lasting:
             return self._parameter(s)
         entry = entries(s)
@@ -258,18 +259,21 @@ class Replay:
 
     def _parameter(self, s: int) -> torch.Tensor:
         """Return a parameter or buffer, proved to be as it was in forward."""
-        found = None
-        for kept in self._lasting[s]:
-            found = kept.tensor()
+        found = self._proved.get(s)
+        if found is not None:
+            return found
+        for reference, where, count in self._lasting[s]:
+            found = reference()
             if (
                 found is None
-                or address(found.untyped_storage()) != kept.address
-                or version(found) != kept.version
-                or found.untyped_storage().nbytes() != self.recipes.facts.nbytes[s]
+                or version(found) != count
+                or address(storage := found.untyped_storage()) != where
+                or storage.nbytes() != self.recipes.facts.nbytes[s]
             ):
                 raise self._fault(s, "it was modified, replaced or emptied since the step began")
         if found is None:
             raise self._fault(s, "it is gone")
+        self._proved[s] = found
         return found
 
     def _fault(self, s: int, why: str) -> Unsupported:

@@ -47,12 +47,23 @@ def run_function(
     steps: int = 5,
     host_memory: str | None = None,
     tell: Callable[[StepReport, int], None] | None = None,
+    *,
+    assume_constant: bool = False,
+    verify: bool = False,
 ) -> RunReport:
-    """Run *steps* steps of `MODULE:FUNCTION` by a policy; *tell* hears of each, with its time."""
+    """Run *steps* steps of `MODULE:FUNCTION` by a policy; *tell* hears of each, with its time. The
+    rest is as `Executor` takes it."""
     if steps < 1:
         raise InvalidInput(f"{steps} steps are none; the first two record, so run at least 3")
     name, make = find_entry(text)
-    runs = Executor(policy, budget, machine, host_memory=host_memory)
+    runs = Executor(
+        policy,
+        budget,
+        machine,
+        host_memory=host_memory,
+        assume_constant=assume_constant,
+        verify=verify,
+    )
     runs.backend.timing = True
     with runs.backend.device:
         step = make()

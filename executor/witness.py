@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .log import trains
-from .private import Overload, backward_pass, version_of
+from .private import Overload, backward_pass, kernel_of, version_of
 from .recipes import Captured, Code, Recipes
 
 
@@ -42,20 +42,25 @@ class Witness:
     def observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See an operator, and run it."""
         if self.done or self.quiet or backward_pass() >= 0:
-            return func(*args, **kwargs)
-        watched = self.before(func, args, kwargs)
-        result = func(*args, **kwargs)
+            return kernel_of(func)(*args, **kwargs)
+        watched = self._before(func, args, kwargs)
+        result = kernel_of(func)(*args, **kwargs)
         if watched:
             self.after(result)
         return result
 
     def before(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """See an operator that is about to run; return whether its result is to be seen, too."""
-        if self.done or self.quiet or backward_pass() >= 0 or func.namespace == "prim":
+        if self.done or self.quiet or backward_pass() >= 0:
             return False
+        return self._before(func, args, kwargs)
+
+    def _before(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         at = self.at
         recorded = self._sequence[at]
         if func is not recorded:
+            if func.namespace == "prim":
+                return False
             self.done = True
             self._lose(f"operator {at} of forward is {func}; recorded was {recorded}")
             return False
@@ -112,30 +117,35 @@ class Witness:
             for key in code.lists:
                 where: Any = stripped if isinstance(key, int) else named
                 where[key] = list(where[key])
-            for key, inner, s, _, view, counter in code.sources:
-                where = stripped if isinstance(key, int) else named
+            for place, inner, s, _, (dtype, shape, stride, offset), counter, _ in code.sources:
+                key = place
+                where = stripped if key.__class__ is int else named
                 if inner >= 0:
-                    where, key = where[key], inner  # noqa: PLW2901
+                    where = where[key]
+                    key = inner
                 tensor = where[key]
                 where[key] = None
                 if (
                     noted[s]() is not tensor.untyped_storage()
-                    or tensor.shape != view.shape
-                    or tensor.dtype is not view.dtype
-                    or tensor.stride() != view.stride
-                    or tensor.storage_offset() != view.offset
+                    or tensor.shape != shape
+                    or tensor.dtype is not dtype
+                    or tensor.stride() != stride
+                    or tensor.storage_offset() != offset
                     or (counter >= 0 and version_of(tensor) != counter)
                 ):
                     return None
             for (key, _), _ in code.scratch:
                 where = stripped if isinstance(key, int) else named
                 where[key] = None
+            for i in code.absent:
+                if i < len(stripped) and stripped[i] is not None:
+                    return None
         except (KeyError, IndexError, AttributeError, TypeError):
             return None
-        for value in (*stripped, *named.values()) if named else stripped:
-            if isinstance(value, torch.Tensor) or (
-                isinstance(value, list | tuple)
-                and any(isinstance(each, torch.Tensor) for each in value)
-            ):
+        for key in code.lists:
+            where = stripped if isinstance(key, int) else named
+            if any(isinstance(each, torch.Tensor) for each in where[key]):
                 return None
+        if named and any(isinstance(each, torch.Tensor) for each in named.values()):
+            return None
         return Captured(stripped, named, state)

@@ -234,12 +234,12 @@ def test_running_statistics_are_updated_once():
     step = Alike(build, lambda m: m(torch.ones(2, 2, 6, 6) * 2.0).exp().sum().backward())
     assert all(step() for _ in range(5))
     assert step.runs.report.replays > 0
-    names = [step.runs.plans[0].trace.facts.op_names[a.op] for a in reruns(step.runs)]
+    names = [step.runs.plans[0].trace.facts.op_names[op] for op in reruns(step.runs)]
     assert any("batch_norm" in name for name in names)
 
 
 def reruns(runs):
-    return [a for due in runs.plans[-1].due for a in due if a.op >= 0]
+    return [op for due in runs.plans[-1].due for a in due for op in a.ops if op >= 0]
 
 
 def test_statistics_that_are_read_and_updated_in_one_step_are_no_source():
