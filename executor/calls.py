@@ -92,8 +92,8 @@ def call_of(
         call.tensors.clear()  # only their shapes count, which the result has
     elif logged.operator.shapes_only and call.tensors:
         call.why = "it takes another tensor's shape"
-    if logged.operator.rebinds:
-        call.why = "it gives a tensor another storage"
+    if logged.operator.rebinds or torch.Tag.inplace_view in func.tags:
+        call.why = "it gives a tensor another storage, or lets it look otherwise at its own"
     _find_results(log, logged, call, result)
     if torch.is_autocast_enabled(log.device.type) and not (
         logged.operator.name in PLAIN_COMPOSITES or has_kernel(func, log.device.type)

@@ -106,7 +106,7 @@ class Entry:
     @property
     def intact(self) -> bool:
         """Whether nobody has written to what was saved, as autograd counts that."""
-        return version_of(self._aliases[0]) == self.version
+        return bool(version_of(self._aliases[0]) == self.version)
 
     def tensor(self) -> torch.Tensor:
         """Return some tensor on the bytes, which are on the device."""

@@ -51,9 +51,9 @@ Look = tuple[torch.dtype, Sequence[int]]
 
 
 class Saved(NamedTuple):
-    """What is expected of one save, and the storage that the schedule moves, holds or computes from,
-    -1 if it does nothing with it: then its strides and offset are nobody's concern. *counter* is
-    autograd's count of its versions, -1 if that is nobody's concern either."""
+    """What is expected of one save, and the storage that the schedule moves, holds or computes
+    from, -1 if it does nothing with it: then its strides and offset are nobody's concern. *counter*
+    is autograd's count of its versions, -1 if that is nobody's concern either."""
 
     dtype: torch.dtype
     shape: Sequence[int]

@@ -90,7 +90,8 @@ class Repeatable:
         results; None if nobody sees that."""
         facts = self._facts
         call = None if facts.alive_at_start[s] else self.calls.get(facts.writers[s][0])
-        for result in () if call is None else call.results:
-            if self.index[result.life.number] == s:
-                return call.position, result
-        return None
+        if call is None:
+            return None
+        found = (each for each in call.results if self.index[each.life.number] == s)
+        result = next(found, None)
+        return None if result is None else (call.position, result)

@@ -1,5 +1,5 @@
-"""Operations of forward run again, in one step: from what is saved, from parameters and buffers, and
-from what was run again before.
+"""Operations of forward run again in one step: from what is saved, from parameters and buffers,
+and from what was run again before.
 
 What they make belongs to the step until the schedule lets go of it, or until it is, whole, what an
 entry is waiting for. Nothing that the program may see is ever written.
@@ -17,7 +17,6 @@ from .entries import Entry, View, Where
 from .private import BelowAutograd, Overload, address, version
 from .recipes import Captured, Code, Recipes, Source
 from .witness import Witness
-
 
 Again = tuple[torch.Tensor, int]
 """A tensor that was computed again, and the version of its storage."""
@@ -278,9 +277,9 @@ class Replay:
 
     def _fault(self, s: int, why: str) -> Unsupported:
         return Unsupported(
-            f"a value that was dropped cannot be computed again: of {self.recipes.facts.names[s]!r} "
-            f"it must be as in forward, but {why}; keep what starts from it, by a policy that does "
-            "not recompute it"
+            "a value that was dropped cannot be computed again: "
+            f"{self.recipes.facts.names[s]!r} must be as in forward, but {why}; take a policy that "
+            "does not drop what starts from it"
         )
 
 

@@ -133,7 +133,7 @@ def test_values_are_computed_again_in_few_bytes(name, share):
 def test_most_programs_have_something_to_compute_again():
     counts = {name: prove(name, AGAIN[1]).report.replays for name in [*PROGRAMS, *SMALL]}
     assert all(counts[name] > 5 for name in SMALL)
-    assert sum(count > 0 for count in counts.values()) > 0.6 * len(counts)
+    assert sum(count > 0 for count in counts.values()) > 20  # most others start from a batch
 
 
 @pytest.mark.parametrize("name", [*PROGRAMS, *SMALL])

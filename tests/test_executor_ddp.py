@@ -61,10 +61,13 @@ def test_two_processes_train_as_without_an_executor(unused_port):
     mp.spawn(work, (unused_port, results), nprocs=2)
     for _ in range(8):
         _, different, mode, done, notices = results.get()
-        assert (different, mode, notices) == ([], "executed", [])
+        assert (different, mode) == ([], "executed")
         if isinstance(done, int):  # operations run again
             assert done > 3
+            # Once DDP looks for its buckets anew, and forward has other operators.
+            assert all("of forward is" in notice for notice in notices)
         else:
+            assert notices == []
             assert done["copy"] >= done["fetch"] == done["gone"] > 1
 
 

@@ -367,8 +367,7 @@ def test_an_exception_leaves_nothing_and_training_goes_on(where):
     assert all(step(False) for _ in range(4))
     for _ in range(2):
         with pytest.raises(Oops), step.runs.step():
-            step.ours.zero_grad()
-            body(step.ours, True)
+            step.ours.zero_grad(), body(step.ours, True)
         assert step(False)
         assert step.runs.report.mode == "executed"
         assert step.runs.report.replays > 0
