@@ -155,7 +155,7 @@ class ExecutedStep(Duties):
         if self._at == 0 and look in self._others and self._others[look] is not self.plan:
             self._follow(self._others[look])
             if self._replay.witness is not None:
-                self._replay.witness.done = True  # it has not seen the beginning
+                self._replay.witness.miss()
             return True
         if self._odd:
             self._lose(self._odd)

@@ -31,6 +31,7 @@ class Witness:
         self.captured: dict[int, Captured] = {}
         self.noted = dict(noted)
         self.quiet = False
+        self.blind = False
         self.done = not recipes.watched
         self.at = 0
         self._sequence = recipes.sequence
@@ -38,6 +39,10 @@ class Witness:
         self._last = max(recipes.watched, default=-1)
         self._generator = generator
         self._lose = lose
+
+    def miss(self) -> None:
+        """Say that it has not seen the beginning of the step."""
+        self.blind = self.done = True
 
     def observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See an operator, and run it."""
@@ -86,18 +91,28 @@ class Witness:
         if self.done:
             return
         at = self.at - 1
-        for inner, storage, view in self._watched[at].results:
+        code, results = self._watched[at]
+        given = [] if code is None else [self.noted[each.storage]() for each in code.sources]
+        for inner, s, view in results:
             tensor = result if inner < 0 else result[inner]
-            if tensor.shape != view.shape or tensor.stride() != view.stride:
+            storage = tensor.untyped_storage()
+            if (
+                tensor.shape != view.shape
+                or tensor.stride() != view.stride
+                or any(storage is each for each in given)  # it is a view of what it was given
+            ):
                 self.done = True
                 self._lose(f"operator {at} of forward makes another tensor than recorded")
                 return
-            self.noted[storage] = weakref.ref(tensor.untyped_storage())
+            self.noted[s] = weakref.ref(storage)
         if at == self._last:
             self.done = True
 
     def is_it(self, s: int, storage: torch.UntypedStorage) -> bool:
-        """Whether a storage is that of the recorded step, as far as anybody has seen it come."""
+        """Whether a storage is that of the recorded step. One that has not seen the beginning lets
+        everything pass: nothing is dropped then."""
+        if self.blind:
+            return True
         watch = self.noted.get(s)
         return watch is not None and watch() is storage
 

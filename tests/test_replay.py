@@ -121,6 +121,19 @@ def test_operations_on_other_tensors_of_the_same_look_make_another_step(policy):
     assert all(step(swapped) for swapped in (False, True, False, True))
 
 
+def test_a_saved_tensor_that_nobody_saw_come_makes_another_step():
+    """What runs again starts from products, and which of them is saved where changes."""
+
+    def body(model, swapped):
+        a, b = (model(torch.ones(3, 8) * number) for number in (1.0, 2.0))
+        one, two = (b, a) if swapped else (a, b)
+        (one.sin() * two.cos()).sum().backward()
+
+    step = Alike(lambda: nn.Linear(8, 8), body, executor("liveness+recompute:strategy=speed"))
+    assert all(step(False) for _ in range(4))
+    assert all(step(swapped) for swapped in (True, False, True))
+
+
 def test_an_operation_more_makes_another_step():
     def body(model, more):
         y = model(torch.ones(3, 8)).tanh()
