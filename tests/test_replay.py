@@ -121,16 +121,19 @@ def test_operations_on_other_tensors_of_the_same_look_make_another_step(policy):
     assert all(step(swapped) for swapped in (False, True, False, True))
 
 
-def test_a_saved_tensor_that_nobody_saw_come_makes_another_step():
-    """What runs again starts from products, and which of them is saved where changes."""
+def test_what_is_saved_in_another_order_makes_another_step():
+    """The product does not run again, so nobody sees its arguments; but that they change places."""
 
     def body(model, swapped):
         a, b = (model(torch.ones(3, 8) * number) for number in (1.0, 2.0))
-        one, two = (b, a) if swapped else (a, b)
-        (one.sin() * two.cos()).sum().backward()
+        product = b * a if swapped else a * b
+        (a.tanh() * 1.0).exp().sin().sum().add(product.sum()).backward()
 
     step = Alike(lambda: nn.Linear(8, 8), body, executor("liveness+recompute:strategy=speed"))
     assert all(step(False) for _ in range(4))
+    assert step.runs.report.replays > 0
+    assert step(True)
+    assert step.runs.report.mode == "kept"
     assert all(step(swapped) for swapped in (True, False, True))
 
 
@@ -224,6 +227,43 @@ def test_a_parameter_that_changes_before_it_is_computed_from_is_refused(change):
     with pytest.raises((Unsupported, RuntimeError), match=r"modified|replaced"):
         step(True)
     step(False)
+
+
+def test_a_bias_that_changes_before_it_is_computed_from_is_refused():
+    """Autograd does not ask for it, so plain PyTorch is right; the sum it is in cannot be made."""
+    torch.manual_seed(0)
+    bias, runs = nn.Parameter(torch.rand(8)), executor(EVERYTHING)
+
+    def step(late):
+        with runs.step():
+            bias.grad = None
+            loss = (torch.ones(3, 8) + bias).tanh().mul(2.0).exp().sin().sum()
+            if late:
+                with torch.no_grad():
+                    bias.add_(1.0)
+            loss.backward()
+            del loss
+
+    for _ in range(4):
+        step(False)
+    assert runs.report.replays > 0
+    with pytest.raises(Unsupported, match="must be as in forward, but it was modified"):
+        step(True)
+    step(False)
+
+
+def test_nothing_is_cast_when_backward_runs_under_autocast():
+    def body(model):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = model[0](torch.ones(3, 8)).sin()
+        z = model[1](y.float()).tanh().exp()
+        with torch.autocast("cpu", torch.bfloat16):
+            z.sum().backward()
+
+    step = Alike(lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), body)
+    assert all(step() for _ in range(5))
+    names = [step.runs.plans[0].trace.facts.op_names[op] for op in reruns(step.runs)]
+    assert any("addmm" in name for name in names)
 
 
 def test_another_model_of_the_same_kind_gets_the_schedule_and_its_own_parameters():
