@@ -1,132 +1,128 @@
 """What recomputation costs the host: `python bench/replay.py`, on the CPU with tiny tensors.
 
-An operation that is run again against the same one called directly, and the forward of a step with
-somebody looking on against one without.
+An operation that is run again beside its kernel, as that runs there; and an operator of forward
+that the witness sees, beside the same step without one. The least of many steps.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from superneurons.executor import Executor
-from superneurons.executor.hooks import ExecutedStep
-from superneurons.executor.plan import Action
-from superneurons.executor.private import observed
+from superneurons.executor.replay import Replay
 
 BLOCKS = 30
 STEPS = 60
+POLICY = "liveness+recompute:strategy=speed,kinds=conv/matmul"
 
 
-def chain() -> nn.Module:
+def linear() -> nn.Module:
     """Return a network of operations so small that only the host's time counts."""
-    torch.manual_seed(0)
     blocks = [(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU()) for _ in range(BLOCKS)]
     return nn.Sequential(*(part for block in blocks for part in block))
 
 
-def convolutions() -> nn.Module:
+def convolutional() -> nn.Module:
     """Return the same with convolutions, batch normalization and ReLU in place."""
-    torch.manual_seed(0)
     blocks = [(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU(inplace=True)) for _ in range(BLOCKS)]
     return nn.Sequential(*(part for block in blocks for part in block))
 
 
-class Timed(ExecutedStep):
-    """A step that takes the time of what it runs again."""
+class Clock:
+    """The time in a function, over all its calls since the last look."""
 
-    spent_ns = 0
+    def __init__(self) -> None:
+        self.ns = 0
+        self.calls = 0
 
-    def _do_all(self, due: tuple[Action, ...]) -> None:
-        begin = time.perf_counter_ns()
-        super()._do_all(due)
-        if any(action.ops for action in due):
-            Timed.spent_ns += time.perf_counter_ns() - begin
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function with its time taken."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter_ns()
+            result = function(*args, **kwargs)
+            self.ns += time.perf_counter_ns() - begin
+            self.calls += 1
+            return result
+
+        return timed
+
+    def look(self) -> float:
+        """Return the time so far in us, and start anew."""
+        found, self.ns, self.calls = self.ns / 1e3, 0, 0
+        return found
 
 
-def least(function: Callable[[], object], times: int = STEPS) -> float:
-    """Return the least time of a function in us."""
-    found = []
-    for _ in range(times):
-        begin = time.perf_counter_ns()
-        function()
-        found.append(time.perf_counter_ns() - begin)
-    return min(found) / 1e3
+@contextmanager
+def timed_replay(clock: Clock) -> Iterator[None]:
+    """Take the time of all that is run again in the block."""
+    plain = Replay.run
+    Replay.run = clock.around(plain)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Replay.run = plain  # type: ignore[method-assign]
 
 
-def measure(name: str, model: nn.Module, x: torch.Tensor) -> None:
-    """Print what a step of a model says."""
-    import superneurons.executor.executor as place
-
-    place.ExecutedStep = Timed  # type: ignore[misc]
-    policy = "liveness+recompute:strategy=speed,kinds=conv/matmul"
-    runs = Executor(policy, machine="h200", device="cpu")
+def steps(
+    model: nn.Module, x: torch.Tensor, **options: bool
+) -> tuple[Executor, Callable[[], None]]:
+    """Return an executor, and a step that it has recorded."""
+    runs = Executor(POLICY, machine="h200", device="cpu", **options)
 
     def step() -> None:
         with runs.step():
             model.zero_grad()
             model(x * 1.0).sum().backward()
 
-    for _ in range(5):
+    for _ in range(8):
         step()
-    spent = []
-    for _ in range(STEPS):
-        Timed.spent_ns = 0
-        step()
-        spent.append(Timed.spent_ns)
-    assert runs.report is not None
-    count = runs.report.replays
-    each = min(spent) / 1e3 / count
-    (plan,) = runs.plans
-    ran = [op for due in plan.due for action in due for op in action.ops if op >= 0]
-    direct = sum(called(runs, op) for op in ran) / len(ran)
-    forward = least(lambda: model(x * 1.0))
+    return runs, step
 
-    def seen(func, args, kwargs):  # type: ignore[no-untyped-def]
-        return func(*args, **kwargs)
 
-    def watched() -> None:
-        with observed(seen):
-            model(x * 1.0)
+def least(function: Callable[[], None]) -> float:
+    """Return the least time of a function in us."""
+    clock = Clock()
+    timed = clock.around(function)
+    return min(timed() or clock.look() for _ in range(STEPS))
 
-    steps = plan.recipes
-    ops = max(steps.watched) + 1
+
+def measure(name: str, model: nn.Module, x: torch.Tensor) -> None:
+    """Print what a network says."""
+    runs, step = steps(model, x)
+    kernels, replays = Clock(), Clock()
+    with timed_replay(replays):
+        whole = min(_spent(step, [replays])[0] for _ in range(STEPS))
+        recipes = runs.plans[0].recipes
+        for code in recipes.codes.values():
+            code.kernel = kernels.around(code.kernel)
+        inside = min(_spent(step, [kernels])[0] for _ in range(STEPS))
+    count = runs.report.replays if runs.report is not None else 0
     print(
-        f"{name}: {count} operations run again, {each:.2f} us each, {direct:.2f} us if called "
-        f"directly, so {each - direct:.2f} us on top; forward of {ops} operators {forward:.0f} us, "
-        f"seen by nobody's function {(least(watched) - forward) / ops:.2f} us more each"
+        f"{name}: {count} operations run again, {whole / count:.1f} us each, of that "
+        f"{inside / count:.1f} us the kernel and {(whole - inside) / count:.1f} us beside it"
     )
-    looked = []
-    for constant in (False, True):
-        runs = Executor(policy, machine="h200", device="cpu", assume_constant=constant)
-        for _ in range(5):
-            step()
-        looked.append(least(step))
+    seen = max(recipes.watched) + 1
+    looked, blind = (least(steps(model, x, assume_constant=each)[1]) for each in (False, True))
     print(
-        f"    step with a witness {looked[0]:.0f} us, without {looked[1]:.0f} us: "
-        f"{(looked[0] - looked[1]) / ops:.2f} us an operator of forward"
+        f"    step with a witness {looked:.0f} us, without {blind:.0f} us: "
+        f"{(looked - blind) / seen:.1f} us for each of {seen} operators of forward"
     )
 
 
-def called(runs: Executor, op: int) -> float:
-    """Return what one operation takes if it is called by hand, on tensors of the same look."""
-    code = runs.plans[0].recipes.codes[op]
-    args, kwargs = list(code.recorded.args), dict(code.recorded.kwargs)
-    for key in code.lists:
-        args[key] = list(args[key])
-    for source in code.sources:
-        view = source.view
-        tensor = torch.rand(view.shape).to(view.dtype)
-        if source.inner < 0:
-            args[source.key] = tensor
-        else:
-            args[source.key][source.inner] = tensor
-    with torch.no_grad():
-        return least(lambda: code.kernel(*args, **kwargs), 200)
+def _spent(step: Callable[[], None], clocks: Sequence[Clock]) -> list[float]:
+    for clock in clocks:
+        clock.look()
+    step()
+    return [clock.look() for clock in clocks]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    measure("linear, layer norm, gelu", chain(), torch.rand(2, 4))
-    measure("convolution, batch norm, relu in place", convolutions(), torch.rand(2, 2, 3, 3))
+    torch.manual_seed(0)
+    measure("linear, layer norm, gelu", linear(), torch.rand(2, 4))
+    measure("convolution, batch norm, relu in place", convolutional(), torch.rand(2, 2, 3, 3))
