@@ -37,6 +37,11 @@ class Backend(ABC):
         """The model of what the device reserves, by its name in machine files."""
         return "exact"
 
+    @property
+    def generator(self) -> torch.Generator:
+        """Where random operators on the device draw from, if nobody says otherwise."""
+        return torch.default_generator
+
     def allocated_nbytes(self) -> int | None:
         """Return the bytes that the device has given out, None where nobody counts them."""
         return None

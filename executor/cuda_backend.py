@@ -45,6 +45,11 @@ class CudaBackend(Backend):
         expandable = any(each.get("is_expandable") for each in segments)
         return "caching-expandable" if expandable else "caching"
 
+    @property
+    def generator(self) -> torch.Generator:
+        """The GPU's own: its state is a seed and an offset."""
+        return torch.cuda.default_generators[self.device.index or 0]
+
     def allocated_nbytes(self) -> int:
         """Return the bytes that were asked for and are there."""
         return requested(self.device)["current"]
