@@ -57,8 +57,8 @@ class AuditedStep(ExecutedStep):
         self._start_nbytes = self._bytes()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Look at the bytes before each operation inside the block."""
+    def _looked_at(self) -> Iterator[None]:
+        """Look at the bytes before each operation inside the block; the witness is told."""
         with observed(self._observe):
             yield
 

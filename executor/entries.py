@@ -29,6 +29,20 @@ class View(NamedTuple):
     offset: int | torch.SymInt
 
 
+def looking(tensor: torch.Tensor, view: View) -> torch.Tensor:
+    """Return a tensor on the same bytes that looks at them in that way."""
+    if tensor.dtype is not view.dtype:
+        there = torch.empty(0, dtype=view.dtype, device=tensor.device)
+        return there.set_(tensor.untyped_storage(), view.offset, view.shape, view.stride)
+    if (
+        tensor.shape == view.shape
+        and tensor.stride() == view.stride
+        and tensor.storage_offset() == view.offset
+    ):
+        return tensor
+    return tensor.as_strided(view.shape, view.stride, view.offset)
+
+
 class Where(Enum):
     """Where the device's bytes of an entry are."""
 

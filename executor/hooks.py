@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..errors import Unsupported
 from .backend import STREAMS, Backend
@@ -63,6 +64,16 @@ class ExecutedStep(Duties):
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Look on inside the block, as far as that is needed."""
+        optimizers = register_optimizer_step_pre_hook(self._see_optimizer)
+        try:
+            with self._looked_at():
+                yield
+        finally:
+            optimizers.remove()
+            self._replay.see_update(None)
+
+    @contextmanager
+    def _looked_at(self) -> Iterator[None]:
         with self._watching:
             if self._replay.witness is not None:
                 self._watching.enter_context(observed(self._replay.observe))
@@ -133,6 +144,9 @@ class ExecutedStep(Duties):
         self._entries.clear()
         self._leaving.clear()
         self._replay.made.clear()
+
+    def _see_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self._replay.see_update(optimizer)
 
     def _follow(self, plan: Plan) -> None:
         """Follow a plan, from before its first hook."""

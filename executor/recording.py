@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import InvalidInput, Unsupported
-from ..traces import Trace
+from ..traces import Phase, Trace
 from .assemble import assemble
 from .backend import Backend
 from .calls import Call, call_of
@@ -152,7 +152,7 @@ class Recording:
             trace,
             {place - step.start: call for place, call in self._calls.items()},
             index,
-            self._lasting(index, facts.writers),
+            *self._lasting(index, facts.writers, layout.phases),
             {index[number] for number in self._touched if number in index},
             [(index[kept.life.number], layout.version(kept)) for kept in step.kept],
             self._log.device,
@@ -168,9 +168,15 @@ class Recording:
             self._sequence,
         )
 
-    def _lasting(self, index: Mapping[int, int], writers: Sequence[Sequence[int]]) -> Lasting:
-        """Return, by storage of the trace, the parameters and buffers on it; but for those that
-        were written and whose versions do not tell: running statistics, `.data` of a parameter."""
+    def _lasting(
+        self,
+        index: Mapping[int, int],
+        writers: Sequence[Sequence[int]],
+        phases: Sequence[Phase],
+    ) -> tuple[Lasting, set[int]]:
+        """Return, by storage of the trace, the parameters and buffers on it, and those of them that
+        an optimizer writes without a count of versions, as fused ones do. What else is written so
+        is left out: running statistics, `.data` of a parameter."""
         found: dict[int, list[weakref.ref[torch.Tensor]]] = {}
         silent: set[int] = set()
         log = self._log
@@ -182,7 +188,11 @@ class Recording:
                 first = self._counters.get(life.number, -1)
                 if writers[s] and not -1 < first < version(tensor):
                     silent.add(s)
-        return {s: tensors for s, tensors in found.items() if s not in silent}
+        for s in list(silent):
+            if any(phases[op] != "optimizer" for op in writers[s]):
+                silent.remove(s)
+                del found[s]
+        return found, silent
 
 
 def enter_all(log: Log) -> None:

@@ -22,8 +22,9 @@ class Repeatable:
     """The operations of a recorded step that may run again.
 
     *calls* are by operation, *index* gives the storage of a life, *lasting* are parameters and
-    buffers, *touched* the storages that operators of other libraries have had in their hands,
-    and *saves* are storages with the version that was saved, all on *device*.
+    buffers, *silent* those of them whose versions do not tell that an optimizer has written them,
+    *touched* the storages that operators of other libraries have had in their hands, and *saves*
+    are storages with the version that was saved, all on *device*.
 
     *trace* is the trace in which all other operations are opaque. *saved* is the version at which
     a storage is saved, for those that are saved at their last version only.
@@ -35,6 +36,7 @@ class Repeatable:
         calls: Mapping[int, Call],
         index: Mapping[int, int],
         lasting: Lasting,
+        silent: set[int],
         touched: set[int],
         saves: Sequence[tuple[int, int]],
         device: torch.device,
@@ -43,6 +45,7 @@ class Repeatable:
         self.device = device
         self.index = index
         self.lasting = lasting
+        self.silent = silent
         self._touched = touched
         self._facts = facts = trace.facts
         versions: dict[int, set[int]] = {}

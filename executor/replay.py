@@ -13,7 +13,7 @@ import torch
 
 from ..errors import Unsupported
 from .backend import Backend
-from .entries import Entry, View, Where
+from .entries import Entry, Where, looking
 from .private import BelowAutograd, Overload, address, version
 from .recipes import Captured, Code, Recipes, Source
 from .witness import Witness
@@ -52,6 +52,7 @@ class Replay:
     ) -> None:
         self.made: dict[int, Again] = {}
         self.whole = True
+        self._updated: set[int] = set()
         self._proved: dict[int, torch.Tensor] = {}  # parameters, while operations run
         self.recipes = recipes
         self._backend = backend
@@ -118,12 +119,23 @@ class Replay:
                             self._take(entry, again[0], code)
         return done
 
+    def see_update(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """An optimizer is about to run, or, without one, any may: what it writes without a count of
+        versions is no source any more."""
+        mine = None
+        if optimizer is not None:
+            mine = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        for s in self.recipes.repeatable.silent & self._lasting.keys():
+            if mine is None or any(id(kept.tensor()) in mine for kept in self._lasting[s]):
+                self._updated.add(s)
+
     def forget(self, s: int) -> None:
         """Let go of what was run again."""
         self.made.pop(s, None)
 
     def end(self) -> None:
         """Forget how the step was called: nothing will be computed again."""
+        self.made.clear()
         if self.witness is not None:
             self.witness.captured.clear()
 
@@ -261,6 +273,8 @@ class Replay:
         found = self._proved.get(s)
         if found is not None:
             return found
+        if s in self._updated:
+            raise self._fault(s, "an optimizer has run since")
         for reference, where, count in self._lasting[s]:
             found = reference()
             if (
@@ -281,17 +295,3 @@ class Replay:
             f"{self.recipes.facts.names[s]!r} must be as in forward, but {why}; take a policy that "
             "does not drop what starts from it"
         )
-
-
-def looking(tensor: torch.Tensor, view: View) -> torch.Tensor:
-    """Return a tensor on the same bytes that looks at them in that way."""
-    if tensor.dtype is not view.dtype:
-        there = torch.empty(0, dtype=view.dtype, device=tensor.device)
-        return there.set_(tensor.untyped_storage(), view.offset, view.shape, view.stride)
-    if (
-        tensor.shape == view.shape
-        and tensor.stride() == view.stride
-        and tensor.storage_offset() == view.offset
-    ):
-        return tensor
-    return tensor.as_strided(view.shape, view.stride, view.offset)

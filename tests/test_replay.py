@@ -252,6 +252,59 @@ def test_a_bias_that_changes_before_it_is_computed_from_is_refused():
     step(False)
 
 
+def test_a_fused_optimizer_leaves_no_trace_in_versions_and_is_seen_all_the_same():
+    torch.manual_seed(0)
+    model = deep()
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    runs = executor(EVERYTHING)
+
+    def step(early, keep):
+        with runs.step():
+            optimizer.zero_grad()
+            loss = model(torch.ones(3, 8) * 1.0).exp().sum()
+            if early:
+                optimizer.step()
+            loss.backward(retain_graph=keep)
+            optimizer.step()
+            found = [loss] if keep else []
+            del loss
+        return found
+
+    step(False, False)
+    for _ in range(4):
+        step(False, False)
+    assert runs.report.mode == "executed"
+    assert runs.report.replays > 8
+    with pytest.raises(Unsupported, match="an optimizer has run since"):
+        step(True, False)  # a second optimizer step, between forward and backward
+    step(False, False)
+    (kept,) = step(False, True)
+    kept.backward()  # all of it has been computed again in the step
+    assert runs.report.mode == "executed"
+
+
+def test_two_fused_optimizers_in_one_step_mind_their_own_parameters():
+    def body(model):
+        one, two = model[:9], model[9:]
+        for optimizer, part in zip(model.optimizers, (one, two), strict=True):
+            optimizer.zero_grad()
+            part(torch.ones(3, 8) * 1.0).exp().sum().backward()
+            optimizer.step()
+
+    def build():
+        model = deep(depth=6)
+        model.optimizers = [
+            torch.optim.SGD(part.parameters(), lr=0.01, fused=True)
+            for part in (model[:9], model[9:])
+        ]
+        return model
+
+    step = Alike(build, body)
+    assert all(step() for _ in range(5))
+    assert step.runs.report.mode == "executed"
+    assert step.runs.report.replays > 0
+
+
 def test_nothing_is_cast_when_backward_runs_under_autocast():
     def body(model):
         with torch.autocast("cpu", torch.bfloat16):
