@@ -217,8 +217,10 @@ WORKSPACE_KINDS: Final = frozenset({"conv", "matmul", "attention", "rnn"})
 
 
 def _recompute(op: Logged) -> Recompute:
-    """Return how an operation repeats. What came from the host may not be there any more."""
+    """Return how an operation repeats. What came from the host may not be there any more, and
+    cuDNN's recurrent networks draw from a state of their own, which is written as they do."""
     from_host = op.operator.kind == "copy" and not op.reads
-    if op.operator.opaque or op.waits or from_host:
+    draws_unseen = op.operator.kind == "rnn" and op.random
+    if op.operator.opaque or op.waits or from_host or draws_unseen:
         return "opaque"
     return "random" if op.random else "pure"

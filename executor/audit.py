@@ -109,7 +109,7 @@ class AuditedStep(ExecutedStep):
 
     def _observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         place = self._log.place()
-        before = 0 if self._log.quiet else self._bytes()
+        before = 0 if self._log.quiet else self._bytes() - self._lifted_nbytes(func, args)
         witness = None if self._log.quiet else self._replay.witness
         seen = witness is not None and witness.before(func, args, kwargs)
         result = self._log.observe(func, args, kwargs)
@@ -120,6 +120,14 @@ class AuditedStep(ExecutedStep):
             found = before - self._start_nbytes
             self.readings.append(Reading(place, name, self._planned[place], found))
         return result
+
+    def _lifted_nbytes(self, func: Overload, args: tuple[Any, ...]) -> int:
+        """Return what is on a GPU already of the result of an operation to come: no operator makes
+        the tensor of Python numbers that `lift_fresh` brings."""
+        if func.name() != "aten::lift_fresh" or self._bytes != self._on_gpu:
+            return 0
+        unseen = self._log.here(args[0]) and self._log.book.find(args[0]) is None
+        return int(args[0].untyped_storage().nbytes()) if unseen else 0
 
     def _on_gpu(self) -> int:
         return requested(self._log.device)["current"]

@@ -6,12 +6,14 @@ event before the bytes are given up. So no tensor is ever recorded for another s
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from .backend import Backend, Ticket, host_nbytes
 from .meter import requested
+from .private import raw_stream
 
 Around = tuple[torch.cuda.Event, torch.cuda.Event]
 """Events before and after something whose time is asked for."""
@@ -26,6 +28,8 @@ class CudaBackend(Backend):
     def __init__(self, device: torch.device, peer: torch.device | None = None) -> None:
         super().__init__(device, ("host",) if peer is None else ("host", "peer"))
         self._peer = peer
+        self._index = torch.cuda.current_device() if device.index is None else device.index
+        self._compute_raw = 0
         self._waits: list[Around] = []
         self._copies: dict[str, list[Around]] = {"out": [], "in": []}
         with torch.cuda.device(device):
@@ -37,6 +41,7 @@ class CudaBackend(Backend):
         """Take the stream that is current now for the one that computes."""
         # Asked outside of all our contexts: inside one it would be a copy stream.
         self._compute = torch.cuda.current_stream(self.device)
+        self._compute_raw = raw_stream(self._index)
 
     @property
     def allocator(self) -> str:
@@ -56,7 +61,7 @@ class CudaBackend(Backend):
 
     def computes_here(self) -> bool:
         """Whether the stream that is current now is that of the step."""
-        return bool(torch.cuda.current_stream(self.device) == self._compute)
+        return raw_stream(self._index) == self._compute_raw
 
     def memory(self, tier: str, nbytes: int) -> torch.Tensor:
         """Return pinned memory of the host, or memory of the other GPU."""
@@ -76,7 +81,7 @@ class CudaBackend(Backend):
         self, blocks: Sequence[torch.Tensor], tier: str, after: Sequence[Ticket]
     ) -> tuple[list[torch.Tensor], torch.cuda.Event]:
         """Allocate for the compute stream, and copy on the stream for copies in from that tier."""
-        with torch.cuda.stream(self._compute):
+        with self._on(self._compute):
             back = [
                 torch.empty(block.numel(), dtype=torch.uint8, device=self.device)
                 for block in blocks
@@ -132,11 +137,25 @@ class CudaBackend(Backend):
         if around is not None:
             stream.record_event(around[0])
             self._copies[way].append(around)
-        with torch.cuda.stream(stream):
+        with self._on(stream):
             for target, source in pairs:
                 target.copy_(source, non_blocking=True)
         event: torch.cuda.Event = stream.record_event(None if around is None else around[1])
         return event
+
+    @contextmanager
+    def _on(self, stream: torch.cuda.Stream) -> Iterator[None]:
+        """Issue to a stream inside the block, as `torch.cuda.stream` does in several times as long:
+        the stream to go back to is known, nearly always."""
+        usual = self._compute if self.computes_here() else torch.cuda.current_stream(self.device)
+        if stream is usual:
+            yield
+            return
+        torch.cuda.set_stream(stream)
+        try:
+            yield
+        finally:
+            torch.cuda.set_stream(usual)
 
     def drain(self) -> None:
         """Wait until the copy streams and the compute stream are idle."""

@@ -1,5 +1,6 @@
 """The executor: runs a policy's schedule on a real device, under unmodified PyTorch."""
 
+import gc
 import logging
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -183,6 +184,7 @@ class Executor:
         )
         try:
             with (
+                _no_collection(),
                 torch.autograd.set_multithreading_enabled(False),
                 saved_tensors_hooks(step.pack, step.unpack),
                 step.watched(),
@@ -211,6 +213,19 @@ class Executor:
     def _end(self, mode: str, why: str) -> None:
         self._last = StepReport(step=self.steps, mode=mode, why=why)
         self.steps += 1
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold the garbage collector off: what it would free it would free at no place of the ledger's,
+    and handles that come and go by the thousand would have it search the whole process."""
+    runs = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if runs:
+            gc.enable()
 
 
 class Notices(list[str]):

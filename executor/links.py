@@ -77,7 +77,7 @@ def _link(backend: Backend, tier: str) -> Link:
     return Link(
         out_bytes_per_s=max(1, rates[0]),
         in_bytes_per_s=max(1, rates[1]),
-        latency_ns=max(0, latency),
+        latency_ns=max(1, latency),
         duplex="full",
     )
 
