@@ -7,7 +7,7 @@ looked up among all tensors of the process.
 
 import gc
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,9 +18,10 @@ from ..traces import Trace
 from .assemble import assemble
 from .backend import Backend
 from .entries import View
+from .history import History
 from .layout import Layout
 from .log import Log
-from .meter import CudaMeter
+from .meter import CudaMeter, counted
 from .modules import Modules
 from .private import Overload, compiled_frames, observed
 from .provenance import provenance
@@ -36,7 +37,8 @@ class Recorded(NamedTuple):
 
     *fired* are the hooks in order, at places of the trace; by number of the save, *views* is how
     it looked, *storages* the storage of the trace that it is of, -1 for what is elsewhere, and
-    *askers* the node that asked for it, "" for none.
+    *askers* the node that asked for it, "" for none. *addresses* say, for what is alive when a step
+    starts, where it was when this one ended.
     """
 
     trace: Trace
@@ -44,6 +46,7 @@ class Recorded(NamedTuple):
     views: list[View]
     storages: list[int]
     askers: list[str]
+    addresses: dict[int, int]
 
 
 class Recording:
@@ -76,12 +79,20 @@ class Recording:
         log = self._log
         frames = compiled_frames()
         watch, saves = Watch(log, self._modules), SafeSaves(log, self._slabs, self._backend)
-        with watch.around(saves, observed(partial(self._observe, saves)), collect=False):
+        last = self.missing <= 1 and log.device.type == "cuda"
+        history = History(log.device) if last else None
+        with (
+            nullcontext() if history is None else history.recorded(counted(log.device)),
+            watch.around(saves, observed(partial(self._observe, saves)), collect=False),
+        ):
             yield
         if compiled_frames() > frames:
             raise Unsupported(COMPILED)
         log.poll()
         saves.settle()
+        if history is not None:
+            for op in log.operations[watch.start :]:
+                history.settle(op)
         self.missing = max(0, self.missing - 1)
         self.stayed_nbytes = saves.stayed_nbytes
         step = watch.step(saves)
@@ -114,6 +125,7 @@ class Recording:
             saves.views,
             [-1 if life is None else index[layout.of(life).name] for life in saves.lives],
             saves.askers,
+            {index[name]: address for name, address in layout.addresses().items()},
         )
 
 
