@@ -102,7 +102,7 @@ class Course:
                     self._keep(f"the step cannot be recorded: {recording.problem}")
             return
         recorded, site = recording.recorded, self._site
-        recorded = recorded._replace(trace=site.timed(recorded.trace))
+        recorded = Recorded(site.timed(recorded.trace), *recorded[1:])
         why = _nothing_to_do(recorded)
         if why:
             self._keep(why)
