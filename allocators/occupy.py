@@ -23,6 +23,10 @@ LEAST_STEPS: Final = 3
 MOST_STEPS: Final = 6
 """So many steps of a process are shown, fewer if one takes nothing more of the device."""
 
+NEXT_STEPS: Final = 10
+"""So many steps of a process that goes on are shown, unless one fails. Within a limit the first may
+take all of it, and where blocks lie goes on to change."""
+
 Leaner = Callable[[int], int]
 """What a convolution asks for where there is no room for a workspace of so many bytes: less, and 0
 in the end. cuDNN then takes an algorithm that needs less, and torch goes on with that one."""
@@ -45,7 +49,14 @@ def occupy(trace: Trace, schedule: Schedule, allocator: Allocator) -> dict[int, 
         process.step(schedule.instructions)
         return {}
     process.begin_fresh()
-    process.steps(schedule.instructions, allocator)
+    process.step(schedule.instructions)
+    for k in range(1, MOST_STEPS):
+        before = allocator.reserved_peak_nbytes
+        process.repeat()
+        allocator.allocated_peak_nbytes = allocator.allocated_nbytes
+        process.step(schedule.instructions)
+        if k + 1 >= LEAST_STEPS and allocator.reserved_peak_nbytes == before:
+            break
     return {}
 
 
@@ -56,14 +67,19 @@ def go_on(
     blocks: Mapping[int, int],
     leaner: Leaner | None = None,
 ) -> set[int]:
-    """Put steps by a schedule to an allocator in which a process has left something.
+    """Put the next steps of a process to an allocator in which it has left something.
 
     *blocks* are those of storages that are there already, 0 or above. Return the convolutions that
     did not get their workspace, which all must have unless *leaner* says what they ask for instead.
     """
     process = Process(trace.facts, allocator, leaner)
     process.begin(blocks)
-    process.steps(schedule.instructions, allocator)
+    process.step(schedule.instructions)
+    for _ in range(1, NEXT_STEPS):
+        if allocator.failures:
+            break
+        process.repeat()
+        process.step(schedule.instructions)
     return process.denied
 
 
@@ -117,17 +133,6 @@ class Process:
         """Go on to the next step: what this one left behind is what that one finds."""
         left = {old: self._block.pop(s) for s, old in self._becomes.items() if s in self._block}
         self._block |= left
-
-    def steps(self, instructions: Sequence[Instruction], allocator: CachingAllocator) -> None:
-        """Run steps until one takes nothing more of the device."""
-        self.step(instructions)
-        for k in range(1, MOST_STEPS):
-            before = allocator.reserved_peak_nbytes
-            self.repeat()
-            allocator.allocated_peak_nbytes = allocator.allocated_nbytes
-            self.step(instructions)
-            if k + 1 >= LEAST_STEPS and allocator.reserved_peak_nbytes == before:
-                break
 
     def step(self, instructions: Sequence[Instruction]) -> None:
         """Run one step."""

@@ -24,7 +24,7 @@ from ..traces import Trace
 from .base import Policy
 from .decide import decide
 
-TRIES: Final = 12
+TRIES: Final = 24
 """How often a policy is asked again with less."""
 
 MARGIN: Final = 200

@@ -118,21 +118,25 @@ def test_the_recorded_step_has_its_order_and_is_found_in_the_segments():
     stands = runs.backend.standing
     runs.backend.standing = lambda addresses: standings.append(stands(addresses)) or standings[-1]
     trained(BUILDS["resnet50"], runs, STEPS)
-    facts = runs.plans[0].trace.facts
-    assert any(op.allocations for op in runs.plans[0].trace.operations)
-    [standing] = standings
+    trace, standing = runs.plans[0].trace, standings[0]
+    assert any(op.allocations for op in trace.operations)
     requested = {
         block.address: block.requested_nbytes
         for each in standing.segments
         for block in each.blocks
         if block.used
     }
-    ours = [s for s, alive in enumerate(facts.alive_at_start) if alive and facts.nbytes[s]]
-    known = [s for s in ours if not facts.names[s].startswith("elsewhere.")]
-    assert known
-    assert [requested.get(standing.addresses[s]) for s in known] == [facts.nbytes[s] for s in known]
-    _, blocks = standing.allocator(facts, 1 << 40)
-    assert sorted(blocks) == ours
+    lasting = {"parameter", "parameter-gradient", "optimizer-state"}
+    facts = trace.facts
+    ours = [
+        s
+        for s, storage in enumerate(trace.storages)
+        if storage.alive_at_start and storage.nbytes and storage.kind in lasting
+    ]
+    assert ours
+    assert [requested.get(standing.addresses[s]) for s in ours] == [facts.nbytes[s] for s in ours]
+    allocator, blocks = standing.allocator(facts, 1 << 40)
+    assert [allocator.address(blocks[s]) for s in ours] == [standing.addresses[s] for s in ours]
 
 
 def least(trace, policy):
