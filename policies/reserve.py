@@ -66,9 +66,7 @@ def decide_reserved(
     given, found = budget, decide(policy, trace, machine, budget)
     over = first = judge.over(found.schedule)
     asked = [found]
-    for _ in range(TRIES):
-        if over <= 0 or found.schedule.short_nbytes:
-            return Reserved(*found)
+    while over > 0 and not found.schedule.short_nbytes and len(asked) <= TRIES:
         given = (limit if given is None else given) - max(over // 2, limit // 200)
         try:
             found = decide(policy, trace, machine, given)
@@ -78,6 +76,9 @@ def decide_reserved(
             break
         over = judge.over(found.schedule)
         asked.append(found)
+    else:
+        if over <= 0 or found.schedule.short_nbytes:
+            return Reserved(*found)
     for found in asked:
         leaner = judge.leaner(found.schedule)
         if leaner:
