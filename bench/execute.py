@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 import torch
+from frontier import make
 
 import superneurons.zoo as zoo
 from superneurons.executor import Executor
@@ -135,8 +136,7 @@ def told(executor: Executor) -> dict[str, Any]:
 
 def measure(name: str, batch: int, policies: Any) -> Iterator[dict[str, Any]]:
     """Yield a line for plain steps, and one for each policy."""
-    with torch.device(DEVICE):
-        step = getattr(zoo, name)(batch=batch)
+    step = make(name, batch=batch)
     plain = timed(step, 3)
     yield {"model": name, "batch": batch, "policy": "plain"} | plain
     with torch.autograd.set_multithreading_enabled(False):

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 @click.option("--host-memory", help="Bound the host memory that is taken: 64GiB")
 @click.option("--times", metavar="TRACE", help="A recording of this step, for its times.")
 @click.option("--steps", default=5, show_default=True, help="Two are recorded, the rest executed.")
+@click.option(
+    "--assume-constant",
+    is_flag=True,
+    help="Compute again as in the recorded step, unseen: no number may change between steps.",
+)
+@click.option("--verify", is_flag=True, help="Compare what is computed again with a copy.")
 @click.option("--log", type=click.Path(dir_okay=False), help="Append the run as a line of JSON.")
 @click.option(
     "--plot", type=click.Path(dir_okay=False), help="Draw memory over one more step (PNG, SVG, PDF)"
@@ -32,6 +38,8 @@ def run(
     host_memory: str | None,
     times: str | None,
     steps: int,
+    assume_constant: bool,
+    verify: bool,
     log: str | None,
     plot: str | None,
     as_json: bool,
@@ -55,6 +63,8 @@ def run(
         predict=simulate_schedule,
         audit=plot is not None,
         tell=None if as_json else _tell,
+        assume_constant=assume_constant,
+        verify=verify,
     )
     if log:
         append_line(report, log)
@@ -79,7 +89,8 @@ def _tell(step: "StepReport", took_ns: int) -> None:
     why = f" ({step.why})" if step.why else ""
     moved = f"{step.copied_out_nbytes} bytes out, {step.copied_in_nbytes} back"
     late = f", {step.late_fetches} late" if step.late_fetches else ""
-    click.echo(f"step {step.step}: {step.mode}{why}, {format_ns(took_ns)}; {moved}{late}")
+    again = f", {step.replays} operations run again" if step.replays else ""
+    click.echo(f"step {step.step}: {step.mode}{why}, {format_ns(took_ns)}; {moved}{late}{again}")
 
 
 def _conclude(report: "RunReport") -> None:

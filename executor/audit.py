@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..schedules import Copy, Discard, Fetch, Free, Ledger, Run
+from ..schedules import Copy, Discard, Fetch, Free, Ledger, Rerun, Run
 from .backend import Backend
 from .entries import Entry, Where
 from .holders import held_by
 from .hooks import ExecutedStep, Handle
 from .log import Log
 from .meter import requested
-from .plan import Action, Look, Plan
+from .plan import Action, Look, Plan, What
 from .private import Overload, observed
 from .recording import enter_all
 from .slabs import Slabs
@@ -42,8 +42,11 @@ class AuditedStep(ExecutedStep):
         backend: Backend,
         slabs: Mapping[str, Slabs],
         others: Mapping[Look, Plan] | None = None,
+        *,
+        constant: bool = False,
+        verify: bool = False,
     ) -> None:
-        super().__init__(plan, backend, slabs, others)
+        super().__init__(plan, backend, slabs, others, constant=constant, verify=verify)
         self.readings: list[Reading] = []
         self._log = Log(backend.device)
         self._bytes = self._on_gpu if backend.device.type == "cuda" else self._in_book
@@ -77,6 +80,12 @@ class AuditedStep(ExecutedStep):
         super()._do(action)
         for s in action.storages:
             self._see(self._there(s))
+        if action.what is What.RERUN:
+            for op in action.ops:
+                for made in self.plan.recipes.codes[op].made if op >= 0 else ():
+                    self._see(self._there(made.storage))
+            for tensor, _ in self._replay.made.values():
+                self._enter(tensor)
 
     def _bring(self, entry: Entry) -> None:
         super()._bring(entry)
@@ -92,14 +101,20 @@ class AuditedStep(ExecutedStep):
 
     def _see(self, entry: Entry | None) -> None:
         if entry is not None and entry.where is Where.BACK:
-            whole = torch.empty(0, device=self._log.device).set_(entry.storage)
-            if self._log.book.find(whole) is None:
-                self._log.book.enter(whole, self._log.place())
+            self._enter(torch.empty(0, device=self._log.device).set_(entry.storage))
+
+    def _enter(self, tensor: torch.Tensor) -> None:
+        if self._log.book.find(tensor) is None:
+            self._log.book.enter(tensor, self._log.place())
 
     def _observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         place = self._log.place()
         before = 0 if self._log.quiet else self._bytes()
+        witness = None if self._log.quiet else self._replay.witness
+        seen = witness is not None and witness.before(func, args, kwargs)
         result = self._log.observe(func, args, kwargs)
+        if witness is not None and seen:
+            witness.after(result)
         if self._log.place() > place and not self.why and place < len(self._planned):
             name = self.plan.trace.operations[place].name
             found = before - self._start_nbytes
@@ -133,6 +148,7 @@ def planned_nbytes(plan: Plan) -> list[int]:
     found: list[int] = []
     apply: dict[type, Callable[[Any], None]] = {
         Run: lambda step: ledger.run(step.op, step.algorithm),
+        Rerun: lambda step: ledger.rerun(step.op, step.algorithm),
         Free: lambda step: ledger.free(step.storage),
         Copy: lambda step: ledger.copy(step.storage, step.tier),
         Fetch: lambda step: ledger.fetch(step.storage, step.tier),

@@ -44,6 +44,11 @@ class Backend(ABC):
         are those of storages. None where nobody can tell."""
         return None
 
+    @property
+    def generator(self) -> torch.Generator:
+        """Where random operators on the device draw from, if nobody says otherwise."""
+        return torch.default_generator
+
     def allocated_nbytes(self) -> int | None:
         """Return the bytes that the device has given out, None where nobody counts them."""
         return None

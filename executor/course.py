@@ -102,7 +102,7 @@ class Course:
                     self._keep(f"the step cannot be recorded: {recording.problem}")
             return
         recorded, site = recording.recorded, self._site
-        recorded = Recorded(site.timed(recorded.trace), *recorded[1:])
+        recorded = recorded.timed(site.timed(recorded.trace))
         why = _nothing_to_do(recorded)
         if why:
             self._keep(why)
@@ -110,7 +110,10 @@ class Course:
         self._tries = 0
         known = self.plans.get((recorded.views[0].dtype, recorded.views[0].shape))
         if known is not None and known.trace.facts.digest == recorded.trace.facts.digest:
-            self._fruitless += 1
+            if known.recipes.current:
+                self._fruitless += 1
+            else:  # another model of the same kind
+                self.plans[known.look] = self.usual = Plan(recorded, known.schedule, known.ledger)
             self.recording = None
             return
         allocator = site.backend.allocator

@@ -59,6 +59,11 @@ class CudaBackend(Backend):
             addresses,
         )
 
+    @property
+    def generator(self) -> torch.Generator:
+        """The GPU's own: its state is a seed and an offset."""
+        return torch.cuda.default_generators[self.device.index or 0]
+
     def allocated_nbytes(self) -> int:
         """Return the bytes that were asked for and are there."""
         return requested(self.device)["current"]

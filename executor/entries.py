@@ -1,7 +1,8 @@
 """A saved storage while a step runs: on the device, in tiers, or on its way between them.
 
 Autograd's graph owns handles, a handle owns its entry, and an entry its bytes wherever they are;
-whoever drives the schedule holds entries weakly. So a graph that goes takes everything along.
+whoever drives the schedule holds entries weakly. So a graph that goes takes everything along. An
+entry that is nowhere, to be computed again, owns the entries that this starts from.
 
 A handle's tensor shares the version counter of what was saved, also while its bytes are away: so a
 modification in place after the save is noticed at any time, as autograd itself would.
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from .backend import Backend, Ticket, flat
+from .private import version_of
 from .slabs import Block
 
 
@@ -31,8 +33,8 @@ class Where(Enum):
     """Where the device's bytes of an entry are."""
 
     HERE = "here"  # as they were saved
-    AWAY = "away"
-    BACK = "back"  # fetched
+    AWAY = "away"  # in a tier, or nowhere: to be computed again
+    BACK = "back"  # fetched, or computed again
 
 
 class Entry:
@@ -48,10 +50,12 @@ class Entry:
         "_original",
         "address",
         "blocks",
+        "control",
         "early",
         "kept",
         "nbytes",
         "number",
+        "owned",
         "sequence",
         "version",
         "where",
@@ -71,7 +75,9 @@ class Entry:
         self.nbytes = storage.nbytes()
         self.where = Where.HERE
         self.blocks: dict[str, Block] = {}
-        self.kept = False  # a tier had no room, so it stays
+        self.owned: tuple[Entry, ...] = ()  # what it is computed from, while it is nowhere
+        self.control: torch.Tensor | None = None  # a copy to compare with
+        self.kept = False  # a tier had no room, or it could not be computed again, so it stays
         self.sequence = -1  # of the operation that saved it last, among autograd's nodes
         self.early = False  # it was copied while that operation may still have run
         self._backend = backend
@@ -96,6 +102,16 @@ class Entry:
         storage = self._original() if self._back is None else self._back.untyped_storage()
         assert storage is not None
         return storage
+
+    @property
+    def intact(self) -> bool:
+        """Whether nobody has written to what was saved, as autograd counts that."""
+        return bool(version_of(self._aliases[0]) == self.version)
+
+    def tensor(self) -> torch.Tensor:
+        """Return some tensor on the bytes, which are on the device."""
+        self._arrive()
+        return self._aliases[0] if self._back is None else self._back
 
     def source(self) -> torch.Tensor:
         """Return the bytes to copy."""
@@ -136,7 +152,13 @@ class Entry:
         """Take bytes that a tier's block is being copied to."""
         block = self.blocks[tier]
         block.tickets = (*block.tickets, ticket)
-        self._back, self._fetching = back, ticket
+        self._fetching = ticket
+        self.came_again(back)
+
+    def came_again(self, back: torch.Tensor) -> None:
+        """Take a tensor on the same bytes, computed again."""
+        self._back = back
+        self.owned = ()
         self.where = Where.BACK
 
     def fetch(self, tier: str) -> None:
@@ -150,16 +172,14 @@ class Entry:
         storage = self._original()
         if storage is None:
             return False
-        self._back = flat(storage, self._backend.device)
-        self.where = Where.BACK
+        self.came_again(flat(storage, self._backend.device))
         return True
 
     def show(self, alias: torch.Tensor, view: View) -> None:
         """Let a handle's tensor look at the bytes that are back."""
         self._arrive()
-        assert self._back is not None
-        whole = self._back[: self.nbytes // view.dtype.itemsize * view.dtype.itemsize]
-        alias.data = whole.view(view.dtype).as_strided(view.shape, view.stride, view.offset)
+        there = torch.empty(0, dtype=view.dtype, device=self._backend.device)
+        alias.data = there.set_(self.storage, view.offset, view.shape, view.stride)
 
     def _arrive(self) -> None:
         if self._fetching is not None:

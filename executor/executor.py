@@ -2,19 +2,16 @@
 
 import logging
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Final
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..errors import InvalidInput, Unsupported
+from ..errors import InvalidInput
 from ..machines import Machine, Tier, find_machine
 from ..notation import format_bytes, parse_bytes
 from ..policies import Policy, find_policy
-from ..policies.recompute import Recompute
-from ..policies.stack import Stack
-from ..policies.superneurons import SuperNeurons
 from ..traces import Trace, find_trace
 from .audit import AuditedStep, Reading
 from .backend import Backend
@@ -53,6 +50,11 @@ class Executor:
     operations' times, in place of a roofline. *report* tells of the last step, *notices* are what
     was said. With *audit* each executed step is watched, slowly: *readings* are the device's bytes
     beside the ledger's before each operation.
+
+    What a policy drops is computed again as forward did in that step, so forward is looked at where
+    something is to be computed again. With *assume_constant* it is not: then the step must pass the
+    same numbers to the same operations on the same values each time, or its gradients are wrong.
+    With *verify* a copy is kept of all that is dropped, and what comes of it is compared.
     """
 
     def __init__(
@@ -68,15 +70,18 @@ class Executor:
         backend: Backend | None = None,
         slab_nbytes: int = SLAB_NBYTES,
         audit: bool = False,
+        assume_constant: bool = False,
+        verify: bool = False,
     ) -> None:
         self.policy: Final = find_policy(policy) if isinstance(policy, str) else policy
-        _refuse_recomputation(self.policy)
         self.budget: Final = _nbytes(budget)
         self.backend: Final = backend or _backend(device, peer)
         self.notices: Final = Notices()
         self._last: Journal | StepReport | None = None
         self.steps = 0
         self.audit = audit
+        self.assume_constant: Final = assume_constant
+        self.verify: Final = verify
         self.readings: list[Reading] = []
         host_nbytes = _nbytes(host_memory)
         if machine is None:
@@ -168,12 +173,19 @@ class Executor:
         self.backend.waited_ns()  # what steps before have waited is not this one's
         self.backend.copied_ns()
         kind = AuditedStep if self.audit else ExecutedStep
-        step = kind(plan, self.backend, self.slabs, course.plans)
+        step = kind(
+            plan,
+            self.backend,
+            self.slabs,
+            course.plans,
+            constant=self.assume_constant,
+            verify=self.verify,
+        )
         try:
             with (
                 torch.autograd.set_multithreading_enabled(False),
                 saved_tensors_hooks(step.pack, step.unpack),
-                step.watched() if isinstance(step, AuditedStep) else nullcontext(),
+                step.watched(),
             ):
                 yield
         except BaseException:
@@ -209,15 +221,6 @@ class Notices(list[str]):
         if what not in self:
             self.append(what)
             _log.warning(what)
-
-
-def _refuse_recomputation(policy: Policy) -> None:
-    parts = policy.components if isinstance(policy, Stack) else (policy,)
-    if any(isinstance(part, Recompute | SuperNeurons) for part in parts):
-        raise Unsupported(
-            f"policy {policy!r} computes values again, which the executor cannot do yet; take one "
-            "that keeps or offloads: liveness+offload, liveness+cache"
-        )
 
 
 def _bound(backend: Backend, tier: Tier, host_nbytes: int | None) -> int:

@@ -7,26 +7,40 @@ operation and is asked for by another is refused: that one may have filled it af
 """
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 from ..errors import Unsupported
 from .backend import STREAMS, Backend
+from .duties import Duties
 from .entries import Entry, Where
 from .journal import Journal
-from .plan import Action, Look, Plan, What
-from .private import address, holders, running_node, sequence_number, version_of
+from .plan import Look, Plan
+from .private import (
+    address,
+    backward_pass,
+    observed,
+    running_node,
+    sequence_number,
+    version_of,
+)
+from .replay import Replay
 from .saves import fault_modified
-from .slabs import Block, Slabs
+from .slabs import Slabs
 
 Handle = tuple[torch.Tensor, int, int, Entry | None]
 """What autograd holds in place of a tensor: one that shares its version counter, the version that
 was saved, the number of the save, and the entry if the schedule moves or holds the storage."""
 
 
-class ExecutedStep:
-    """One step by *plan*. Autograd's graph may hold it for longer than the step lasts."""
+class ExecutedStep(Duties):
+    """One step by *plan*. Autograd's graph may hold it for longer than the step lasts.
+
+    With *constant* nobody looks whether what is computed again was called as when it was recorded,
+    and with *verify* it is compared with a copy of what it was.
+    """
 
     def __init__(
         self,
@@ -34,17 +48,25 @@ class ExecutedStep:
         backend: Backend,
         slabs: Mapping[str, Slabs],
         others: Mapping[Look, Plan] | None = None,
+        *,
+        constant: bool = False,
+        verify: bool = False,
     ) -> None:
         self.why = ""
-        self._backend = backend
-        self._slabs = slabs
+        super().__init__(backend, slabs, verify=verify)
+        self._constant = constant
+        self._watching = ExitStack()
         self._others = others or {}
-        self._follow(plan)
-        self._at = 0  # how many hooks have fired
-        self._entries: dict[int, weakref.ref[Entry]] = {}
-        self._held: dict[int, Entry] = {}
-        self._leaving: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._lost = False
+        self._follow(plan)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Look on inside the block, as far as that is needed."""
+        with self._watching:
+            if self._replay.witness is not None:
+                self._watching.enter_context(observed(self._replay.observe))
+            yield
 
     def pack(self, tensor: torch.Tensor) -> Handle:
         """Take a tensor for autograd to keep."""
@@ -53,16 +75,17 @@ class ExecutedStep:
             return alias, version_of(alias), -1, None
         at = self._at
         number, dtype, shape, storage, due = self._hooks[at]
-        if number < 0 or shape != tensor.shape or dtype is not tensor.dtype:
+        if number < 0 or shape != tensor.shape or dtype is not tensor.dtype or self._odd:
             if not self._follow_another(tensor):
                 return alias, version_of(alias), -1, None
             number, dtype, shape, storage, due = self._hooks[at]
         entry = None if storage < 0 else self._entry(alias, number)
         handle = alias, version_of(alias), number, entry
         if due and not self._lost:
-            for action in due:
-                self._do(action)
+            self._do_all(due)
         self._at = at + 1
+        if self._done_watching():
+            self._watching.close()
         return handle
 
     def unpack(self, handle: Handle) -> torch.Tensor:
@@ -77,8 +100,7 @@ class ExecutedStep:
                 self._lose(f"hook {self._at} is an unpack of save {number}, which was not recorded")
             else:
                 if hook[4]:
-                    for action in hook[4]:
-                        self._do(action)
+                    self._do_all(hook[4])
                 self._at += 1
         if version_of(alias) != version:
             # What is away has no shape of its own.
@@ -89,8 +111,7 @@ class ExecutedStep:
         if entry.early or entry.where is not Where.HERE:
             self._prove_asker(entry, number)
         if entry.where is not Where.HERE:
-            self._bring(entry)
-            entry.show(alias, self._saved[number].view)
+            self._show(entry, alias, number)
         return alias.detach()  # whose bytes stay when ours are given up again
 
     def finish(self) -> None:
@@ -99,31 +120,46 @@ class ExecutedStep:
         if not self._lost and self._at < count:
             self._lose(f"it ended after {self._at} of {count} hooks")
         if not self._lost:
-            for action in self.plan.at_end:
-                self._do(action)
+            self._do_all(self.plan.at_end)
         self.abandon()
 
     def abandon(self) -> None:
         """Let go of everything; what the graph still keeps comes back when it is asked for."""
         self._lost = True
         self._held.clear()
+        waiting = [entry for s in self._entries if (entry := self._entry_of(s)) is not None]
+        if all(entry.where is not Where.AWAY or entry.blocks for entry in waiting):
+            self._replay.end()
         self._entries.clear()
         self._leaving.clear()
+        self._replay.made.clear()
 
     def _follow(self, plan: Plan) -> None:
+        """Follow a plan, from before its first hook."""
         self.plan = plan
         self.journal = Journal(plan)
         self._hooks = plan.hooks
         self._saved = plan.saved
+        self._codes = plan.recipes.codes
+        self._replay = Replay(
+            plan.recipes, self._backend, self._entry_of, self._doubt, constant=self._constant
+        )
+        # Why it is another step, as is known before the first hook.
+        self._odd = "" if self._replay.whole else "a parameter or buffer of it is gone"
 
     def _follow_another(self, tensor: torch.Tensor) -> bool:
         """Follow the plan of another kind of step, if this is the first save of one that is known;
         else keep everything."""
         look = tensor.dtype, tensor.shape
         number, dtype, shape, _, _ = self._hooks[self._at]
-        if self._at == 0 and look in self._others:
+        if self._at == 0 and look in self._others and self._others[look] is not self.plan:
             self._follow(self._others[look])
+            if self._replay.witness is not None:
+                self._replay.witness.miss()
             return True
+        if self._odd:
+            self._lose(self._odd)
+            return False
         if number < 0:
             self._lose(f"hook {self._at} is a pack, of {_told(*look)}; none was recorded there")
         else:
@@ -159,101 +195,45 @@ class ExecutedStep:
         elif entry.address != address(storage) or entry.version != version_of(alias):
             self._lose(f"save {number} is of another storage or version than recorded")
             return None
+        if saved.counter >= 0 and not (
+            saved.counter == entry.version and self._replay.knows(entry, storage)
+        ):
+            self._lose(f"save {number} is not of what was seen to be made for it")
+            return None
         entry.add(alias)
         entry.sequence = sequence_number()
         return entry
 
-    def _do(self, action: Action) -> None:
-        what, storages, tier = action
-        if what is What.COPY:
-            self._copy(storages, tier)
-        elif what is What.FETCH:
-            self._fetch(storages, tier)
+    def _show(self, entry: Entry, alias: torch.Tensor, number: int) -> None:
+        """Let a handle's tensor look at its entry's bytes, wherever they were."""
+        witness = self._replay.witness
+        if witness is not None:
+            witness.quiet = True
+        try:
+            self._bring(entry)
+            entry.show(alias, self._saved[number].view)
+        finally:
+            if witness is not None:
+                witness.quiet = False
+
+    def _doubt(self, why: str) -> None:
+        """The witness says that it is another step; before the first hook it may be a known one."""
+        if self._at:
+            self._lose(why)
         else:
-            for s in storages:
-                self._do_one(what, s, tier)
+            self._odd = why
 
-    def _do_one(self, what: What, s: int, tier: str) -> None:
-        if what is What.LOOK:
-            self._look(s)
-        elif what is What.RELEASE:
-            if self._held.pop(s, None) is not None:
-                self.journal.write(self._at, "release", s)
-        elif (entry := self._there(s)) is None:
-            return
-        elif what is What.DROP:
-            if entry.where is Where.HERE:
-                self._leaving[s] = weakref.ref(entry.storage)
-            entry.drop()
-            self.journal.write(self._at, "drop", s)
-        elif (
-            what is What.DISCARD
-            and entry.where is not Where.AWAY  # or it may be asked for yet: of a loss that is kept
-            and entry.blocks.pop(tier, None) is not None
-        ):
-            self.journal.write(self._at, "discard", s)
-
-    def _there(self, s: int) -> Entry | None:
-        """Return a storage's entry; None if the graph is gone, or if it had to stay."""
-        found = self._entries.get(s)
-        entry = None if found is None else found()
-        return None if entry is None or entry.kept else entry
-
-    def _copy(self, storages: Sequence[int], tier: str) -> None:
-        taken: list[tuple[Entry, Block]] = []
-        for s in storages:
-            entry = self._there(s)
-            if entry is None:
-                continue
-            block = self._slabs[tier].take(entry.nbytes)
-            if block is None:
-                entry.kept = True
-                self.journal.write(self._at, "kept", s)
-            else:
-                entry.early = entry.sequence == sequence_number()
-                taken.append((entry, block))
-                self.journal.write(self._at, "copy", s)
-        if taken:
-            pairs = [(entry.source(), block.memory) for entry, block in taken]
-            after = [ticket for _, block in taken for ticket in block.tickets]
-            ticket = self._backend.copy_out(pairs, tier, after)
-            for entry, block in taken:
-                entry.sent(block, tier, ticket)
-
-    def _fetch(self, storages: Sequence[int], tier: str) -> None:
-        entries = [entry for entry in map(self._there, storages) if entry is not None]
-        entries = [entry for entry in entries if entry.where is Where.AWAY]
-        if entries:
-            blocks = [entry.blocks[tier] for entry in entries]
-            after = [ticket for block in blocks for ticket in block.tickets]
-            found, ticket = self._backend.fetch([block.memory for block in blocks], tier, after)
-            for entry, back in zip(entries, found, strict=True):
-                entry.came(back, tier, ticket)
-                self.journal.write(self._at, "fetch", entry.number)
-
-    def _look(self, s: int) -> None:
-        """See whether what was dropped is gone by now, and who has it if it is not."""
-        watch = self._leaving.pop(s, None)
-        if watch is None:
-            return
-        storage = watch()
-        if storage is None:
-            self.journal.write(self._at, "gone", s)
-        else:
-            self.journal.holders[s] = holders(address(storage)) - 1
-            self.journal.write(self._at, "there", s)
-
-    def _bring(self, entry: Entry) -> None:
-        """See to it that an entry's bytes are on the device, or on their way to it."""
-        if entry.where is Where.AWAY:
-            if not entry.reuse():
-                entry.fetch(next(iter(entry.blocks)))
-            self.journal.write(self._at, "late", entry.number)
+    def _done_watching(self) -> bool:
+        # In backward autograd would bring back what looks on as it ends.
+        witness = self._replay.witness
+        return witness is not None and witness.done and backward_pass() < 0
 
     def _lose(self, why: str) -> None:
         self._lost = True
-        self.why = why
+        self.why = self.why or why
         self._held.clear()
+        if self._replay.witness is not None:
+            self._replay.witness.done = True
 
     def _prove_asker(self, entry: Entry, number: int) -> None:
         """Refuse what was sent away for another operation before that was over, and what is asked

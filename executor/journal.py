@@ -10,8 +10,9 @@ from .plan import Plan, What
 class Event(NamedTuple):
     """One thing that happened to a storage, at the hook with that number.
 
-    *what* is as in a plan, or "gone" and "there" for what a look has found, "late" for a fetch on
-    demand that should have come before, "kept" for want of room in a tier.
+    *what* is as in a plan, or "gone" and "there" for what a look has found, "late" for a fetch and
+    "rebuilt" for a computation on demand that should have come before, "kept" for want of room in a
+    tier, and "unready" for what stayed because it could not be computed again.
     """
 
     hook: int
@@ -40,9 +41,10 @@ class StepReport(Struct, frozen=True, kw_only=True):
     """One step under the executor. *mode* is "safe", "recorded", "executed" or "kept", and *why*
     says why a step kept everything.
 
-    *planned* and *done* count what was due and what happened, by its name. *stall_ns* is how long
-    the computation waited for copies, *out_ns* and *in_ns* how long copies took each way: 0 where
-    that is not measured.
+    *planned* and *done* count what was due and what happened, by its name; *replays* are the
+    operations that were run again by the schedule, *late_replays* the storages that were computed
+    again on demand. *stall_ns* is how long the computation waited for copies, *out_ns* and *in_ns*
+    how long copies took each way: 0 where that is not measured.
     """
 
     step: int
@@ -53,6 +55,8 @@ class StepReport(Struct, frozen=True, kw_only=True):
     copied_out_nbytes: int = 0
     copied_in_nbytes: int = 0
     late_fetches: int = 0
+    replays: int = 0
+    late_replays: int = 0
     not_freed_nbytes: int = 0
     stall_ns: int = 0
     out_ns: int = 0
@@ -111,6 +115,8 @@ class Journal:
             copied_out_nbytes=out,
             copied_in_nbytes=back,
             late_fetches=counts.get("late", 0),
+            replays=counts.get("rerun", 0),
+            late_replays=counts.get("rebuilt", 0),
             not_freed_nbytes=stuck,
             stall_ns=self._stall_ns,
             out_ns=self._copied_ns[0],

@@ -75,6 +75,11 @@ class Layout:
         """Return the storage that a life is of."""
         return self._of[life.number]
 
+    @property
+    def by_life(self) -> dict[int, Stored]:
+        """All storages by the numbers of their lives."""
+        return self._of
+
     def version(self, access: Access | Kept) -> int:
         """Return which version of its storage was read or saved."""
         return access.version + self._offset[access.life.number]

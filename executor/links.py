@@ -15,6 +15,8 @@ from .provenance import machine_of
 REPEATS: Final = 5
 LARGE: Final = 64 << 20
 SMALL: Final = 4 << 10
+BLOCKS: Final = 4
+QUEUED: Final = 8
 
 
 def measured(backend: Backend, host: int | None) -> Machine:
@@ -48,34 +50,42 @@ def told(machine: Machine) -> str:
 
 
 def _link(backend: Backend, tier: str) -> Link:
+    """Measure both ways to a tier.
+
+    The best of several blocks counts: one may lie with the processor that is farther from the GPU.
+    The latency is what a small copy takes that waits in line behind a large one, for copies of a
+    schedule do: one from an idle host to an idle host takes the host's own time as well.
+    """
     large = LARGE if backend.device.type == "cuda" else LARGE >> 4
-    block = backend.memory(tier, large)
+    blocks = [backend.memory(tier, large) for _ in range(BLOCKS)]
     there = torch.zeros(large, dtype=torch.uint8, device=backend.device)
-    times: dict[tuple[str, int], list[int]] = {}
-    for nbytes in (SMALL, large) * (REPEATS + 1):
-        source, part = there[:nbytes], block[:nbytes]
-        backend.drain()
-        begin = time.perf_counter_ns()
-        backend.copy_out([(source.clone(), part)], tier, ())
-        backend.drain()
-        middle = time.perf_counter_ns()
-        back = backend.fetch([part], tier, ())
-        backend.drain()
-        times.setdefault(("out", nbytes), []).append(middle - begin)
-        times.setdefault(("in", nbytes), []).append(time.perf_counter_ns() - middle)
-        del back
-    best = {key: min(found) for key, found in times.items()}
-    latency = min(best["out", SMALL], best["in", SMALL])
-    rates = [
-        (large - SMALL) * 10**9 // max(1, best[way, large] - best[way, SMALL])
-        for way in ("out", "in")
-    ]
+    best: dict[tuple[str, str], int] = {}
+    for block in blocks * REPEATS:
+        lines = {"one": [block], "two": [block] * 2, "small": [block, *[block[:SMALL]] * QUEUED]}
+        for line, parts in lines.items():
+            begin = _idle(backend)
+            for part in parts:
+                backend.copy_out([(there[: len(part)], part)], tier, ())
+            middle = _idle(backend)
+            back = [backend.fetch([part], tier, ()) for part in parts]
+            end = _idle(backend)
+            for way, ns in (("out", middle - begin), ("in", end - middle)):
+                best[way, line] = min(ns, best.get((way, line), ns))
+            del back
+    rates = [large * 10**9 // max(1, best[way, "two"] - best[way, "one"]) for way in ("out", "in")]
+    latency = min((best[way, "small"] - best[way, "one"]) // QUEUED for way in ("out", "in"))
     return Link(
         out_bytes_per_s=max(1, rates[0]),
         in_bytes_per_s=max(1, rates[1]),
-        latency_ns=latency,
+        latency_ns=max(0, latency),
         duplex="full",
     )
+
+
+def _idle(backend: Backend) -> int:
+    """Wait until nothing is under way; return the time."""
+    backend.drain()
+    return time.perf_counter_ns()
 
 
 def _unknown(backend: Backend) -> Machine:

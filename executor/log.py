@@ -130,7 +130,7 @@ class Log:
     ) -> bool:
         """Note what the operation reads and writes; return whether it writes anything here."""
         what, writes = logged.operator, False
-        training = bool(what.passing) and _trains(args, kwargs)
+        training = bool(what.passing) and trains(args, kwargs)
         for key, tensor in tensors_of(args, kwargs):
             if not self.here(tensor):
                 continue
@@ -250,6 +250,6 @@ class Log:
             )
 
 
-def _trains(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def trains(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether a normalization is called in training: its one true or false argument."""
     return any(argument is True for argument in (*args, *kwargs.values()))

@@ -7,15 +7,15 @@ there. What the program frees itself, and what goes with autograd's graph, needs
 
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
 import torch
 
-from ..errors import Unsupported
-from ..schedules import Copy, Discard, Fetch, Ledger, Rerun, Run, Schedule
+from ..schedules import Copy, Discard, Fetch, Free, Ledger, Rerun, Run, Schedule
 from .entries import View
+from .recipes import Recipes
 from .recording import Recorded
 
 
@@ -28,6 +28,7 @@ class What(Enum):
     FETCH = "fetch"
     DISCARD = "discard"
     RELEASE = "release"  # what was held for longer than autograd holds it
+    RERUN = "rerun"
 
 
 SMALL_NBYTES: Final = 1 << 20
@@ -36,11 +37,13 @@ SMALL_NBYTES: Final = 1 << 20
 
 
 class Action(NamedTuple):
-    """One thing that is due, with one storage or with several small ones."""
+    """One thing that is due, with one storage or with several small ones; or *ops* that are run
+    again, each for one of the storages: ~s among them lets go of what was run again of s."""
 
     what: What
     storages: tuple[int, ...]
     tier: str = ""
+    ops: tuple[int, ...] = ()
 
 
 Look = tuple[torch.dtype, Sequence[int]]
@@ -48,8 +51,9 @@ Look = tuple[torch.dtype, Sequence[int]]
 
 
 class Saved(NamedTuple):
-    """What is expected of one save, and the storage that the schedule moves or holds, -1 if it does
-    neither: then its strides and offset are nobody's concern."""
+    """What is expected of one save, and the storage that the schedule moves, holds or computes
+    from, -1 if it does nothing with it: then its strides and offset are nobody's concern. *counter*
+    is autograd's count of its versions, -1 if that is nobody's concern either."""
 
     dtype: torch.dtype
     shape: Sequence[int]
@@ -58,6 +62,7 @@ class Saved(NamedTuple):
     nbytes: int
     held: bool
     asker: str
+    counter: int
 
 
 class Hook(NamedTuple):
@@ -83,6 +88,7 @@ class Plan:
         self.schedule: Final = schedule
         self.ledger: Final = ledger
         self.names: Final = recorded.trace.facts.names
+        self.recipes: Final = Recipes(recorded.repeatable, schedule, recorded.sequence)
         self.sequence: Final = [
             fired.number if fired.pack else ~fired.number for fired in recorded.fired
         ]
@@ -104,14 +110,22 @@ class Plan:
         self.due.extend(self._together(self._actions.get(k, ())) for k in range(len(self.sequence)))
         nbytes = recorded.trace.facts.nbytes
         self.saved: Final = [
-            Saved(view.dtype, view.shape, view, s, nbytes[s], s in self._held, asker)
-            if s in self._moved or s in self._held
-            else Saved(view.dtype, view.shape, view, -1, 0, False, asker)
-            for view, s, asker in zip(
-                recorded.views, recorded.storages, recorded.askers, strict=True
+            Saved(
+                view.dtype,
+                view.shape,
+                view,
+                s,
+                nbytes[s],
+                s in self._held,
+                asker,
+                counter if s in self.recipes.known else -1,
+            )
+            if s in self._moved or s in self._held or s in self.recipes.sources
+            else Saved(view.dtype, view.shape, view, -1, 0, False, asker, -1)
+            for view, s, asker, counter in zip(
+                recorded.views, recorded.storages, recorded.askers, recorded.counters, strict=True
             )
         ]
-
         self.hooks: Final = [
             Hook(code, *self.saved[code][:2], self.saved[code].storage, due)
             if code >= 0
@@ -135,7 +149,8 @@ class Plan:
         return found
 
     def _together(self, actions: Sequence[Action]) -> tuple[Action, ...]:
-        """Join copies of small storages that go the same way, one after the other."""
+        """Join copies of small storages that go the same way, one after the other, and operations
+        that run again in a row."""
         nbytes = self.trace.facts.nbytes
         joined: list[Action] = []
         for action in actions:
@@ -147,43 +162,58 @@ class Plan:
                 and all(nbytes[s] < SMALL_NBYTES for s in last.storages + action.storages)
             ):
                 joined[-1] = Action(last.what, last.storages + action.storages, last.tier)
+            elif last is not None and last.what is action.what is What.RERUN:
+                joined[-1] = Action(
+                    What.RERUN, last.storages + action.storages, ops=last.ops + action.ops
+                )
             else:
                 joined.append(action)
         return tuple(joined)
 
     def _compile(self) -> None:
         facts = self.trace.facts
-        managed, end = facts.managed, facts.op_count
+        managed = facts.managed
         place = at = 0  # *at* is the hook of the last action: what is in order stays in order
         after: dict[int, int] = {}  # by storage, the hook of its last action
+        again: set[int] = set()  # run again, and no entry's
+        read_at: dict[int, int] = {}  # by storage, the place at which it was last computed from
         for step in self.schedule.instructions:
             if isinstance(step, Run):
                 place = step.op + 1
                 continue
-            if isinstance(step, Rerun):
-                raise Unsupported(
-                    f"{self.schedule.policy} computes {facts.op_names[step.op]!r} again, which the "
-                    "executor cannot do yet; take a policy that keeps or offloads"
-                )
-            s = step.storage
-            if not managed[s]:
-                continue  # the program's own free
             first, last = bisect_left(self._places, place), bisect_right(self._places, place) - 1
-            if isinstance(step, Copy):
-                action = Action(What.COPY, (s,), step.tier)
-            elif isinstance(step, Fetch):
-                action = Action(What.FETCH, (s,), step.tier)
-            elif isinstance(step, Discard):
-                action = Action(What.DISCARD, (s,), step.tier)
-            elif place < facts.absent_until[s]:
-                action = Action(What.DROP, (s,))
-            elif place > facts.death[s] or place == end:
-                self._held.add(s)
-                action = Action(What.RELEASE, (s,))
-            else:
-                continue  # it goes with the graph
             here = first <= last  # whether a hook fires at this place at all
             earliest = max(at, first)
+            if isinstance(step, Rerun):
+                code = self.recipes.codes[step.op]
+                made = [each.storage for each in code.made]
+                asked = [self._first_unpack[s] for s in made if place <= facts.absent_until[s]]
+                k = min([earliest, *asked])
+                touched = [*made, *facts.reads[step.op]]
+                k = max([k, *(after.get(s, 0) for s in touched)])
+                after.update(dict.fromkeys(touched, k))
+                read_at.update(dict.fromkeys(facts.reads[step.op], place))
+                again |= {s for s in made if not managed[s] or place >= facts.death[s]}
+                if k < len(self._places):
+                    at = max(at, k)
+                    action = Action(What.RERUN, (made[0],), ops=(step.op,))
+                    self._actions.setdefault(k, []).append(action)
+                continue
+            s = step.storage
+            if isinstance(step, Free) and s in again:
+                again.discard(s)
+                k = max(earliest, after.get(s, 0))
+                if k < len(self._places):
+                    at = max(at, k)
+                    self._actions.setdefault(k, []).append(Action(What.RERUN, (), ops=(~s,)))
+                continue
+            if not managed[s]:
+                self._hold_for_program(s, read_at, after)
+                continue  # the program's own free
+            found = self._action_of(step, s, place, read_at)
+            if found is None:
+                continue  # it goes with the graph
+            action = found
             if action.what in (What.COPY, What.DROP):
                 # Without a hook it comes sooner: nobody makes or frees anything meanwhile.
                 k = max(min(earliest, last) if here else first - 1, self._last_pack[s])
@@ -195,7 +225,7 @@ class Plan:
                     k = min(k, self._first_unpack.get(s, k))
             k = max(k, after.get(s, 0))
             after[s] = k
-            if k >= len(self._places) or (place == end and action.what is What.RELEASE):
+            if k >= len(self._places) or (place == facts.op_count and action.what is What.RELEASE):
                 self.at_end.append(action)
                 continue
             at = max(at, k)
@@ -208,3 +238,35 @@ class Plan:
                     self._actions.setdefault(look, []).insert(0, gone)
                 else:
                     self.at_end.append(gone)
+
+    def _action_of(
+        self,
+        step: Copy | Discard | Fetch | Free,
+        s: int,
+        place: int,
+        read_at: Mapping[int, int],
+    ) -> Action | None:
+        """Return what an instruction asks for; None if the graph does it."""
+        facts = self.trace.facts
+        if isinstance(step, Copy):
+            return Action(What.COPY, (s,), step.tier)
+        if isinstance(step, Fetch):
+            return Action(What.FETCH, (s,), step.tier)
+        if isinstance(step, Discard):
+            return Action(What.DISCARD, (s,), step.tier)
+        if place < facts.absent_until[s]:
+            return Action(What.DROP, (s,))
+        held = place > facts.death[s] or read_at.get(s, -1) >= facts.death[s]
+        if held or place == facts.op_count:
+            self._held.add(s)
+            return Action(What.RELEASE, (s,))
+        return None
+
+    def _hold_for_program(
+        self, s: int, read_at: Mapping[int, int], after: Mapping[int, int]
+    ) -> None:
+        """Hold what the program holds, too, until the last operation that computes from it: the
+        graph may have let go of it by then."""
+        if s in self.recipes.sources and s in read_at and after[s] < len(self._places):
+            self._held.add(s)
+            self._actions.setdefault(after[s], []).append(Action(What.RELEASE, (s,)))

@@ -39,6 +39,8 @@ def _observers_key() -> Any:
 
     def observe_below(overload: Overload, *args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(keys):
+            if not _observers:  # the last has gone while this operator was on its way
+                return overload(*args, **kwargs)
             return _observers[-1](overload, args, kwargs)
 
     everything = torch.library.Library("_", "IMPL")
@@ -73,6 +75,48 @@ class FakeTensors(FakeTensorMode):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FakeTensors":
         return self
+
+
+class BelowAutograd:
+    """A block in which operators run as an observer calls them: below autograd and autocast, seen
+    by nobody. Much cheaper than the public contexts, which do not hide from observers either.
+
+    Kernels find gradients enabled, as in forward: some are chosen by that.
+    """
+
+    __slots__ = ("_autograd", "_grad", "_others")
+
+    def __enter__(self) -> None:
+        self._grad = torch.is_grad_enabled()
+        self._autograd = torch._C._AutoDispatchBelowAutograd()
+        self._others = torch._C._ExcludeDispatchKeyGuard(_hidden_keys())
+        self._autograd.__enter__()
+        self._others.__enter__()
+        torch._C._set_grad_enabled(True)
+
+    def __exit__(self, *error: object) -> None:
+        torch._C._set_grad_enabled(self._grad)
+        self._others.__exit__(*error)
+        self._autograd.__exit__(*error)
+
+
+@cache
+def _hidden_keys() -> Any:
+    """Return the dispatch keys of observers and of autocast."""
+    keys = torch._C.DispatchKeySet(_observers_key())
+    for name in ("AutocastCPU", "AutocastCUDA"):
+        keys = keys | torch._C.DispatchKeySet(torch._C._dispatch_key_parse(name))
+    return keys
+
+
+kernel_of: Callable[[Overload], Callable[..., Any]] = attrgetter("_op")
+"""Return an operator as the function behind it, without its Python wrapper."""
+
+
+def has_kernel(overload: Overload, device: str) -> bool:
+    """Return whether an operator is a kernel of its own on that type of device."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device, "")
+    return bool(key) and bool(torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), key))
 
 
 def compiled_frames() -> int:
@@ -114,9 +158,8 @@ version_of = attrgetter("_version")
 """Return the same of a tensor that is not made in inference mode: four times as fast."""
 
 
-def backward_pass() -> int:
-    """Return the number of the backward pass that this thread is in, between nodes too; or -1."""
-    return int(torch._C._current_graph_task_id())
+backward_pass: Callable[[], int] = torch._C._current_graph_task_id
+"""Return the number of the backward pass that this thread is in, between nodes too; or -1."""
 
 
 def memory_history_runs() -> bool:

@@ -6,7 +6,8 @@ looked up among all tensors of the process.
 """
 
 import gc
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,18 +18,21 @@ from ..errors import InvalidInput, Unsupported
 from ..traces import Trace
 from .assemble import assemble
 from .backend import Backend
+from .calls import Call, call_of
 from .entries import View
 from .history import History
 from .layout import Layout
 from .log import Log
 from .meter import CudaMeter, counted
 from .modules import Modules
-from .private import Overload, compiled_frames, observed
+from .private import Overload, backward_pass, compiled_frames, observed, version
 from .provenance import provenance
+from .repeatable import Lasting, Repeatable
 from .safe import Fired, SafeSaves
 from .saves import COMPILED
 from .slabs import Slabs
 from .step import Step
+from .tensors import tensors_of
 from .watch import Watch
 
 
@@ -36,17 +40,27 @@ class Recorded(NamedTuple):
     """A recorded step: its trace, and what the hooks saw of it.
 
     *fired* are the hooks in order, at places of the trace; by number of the save, *views* is how
-    it looked, *storages* the storage of the trace that it is of, -1 for what is elsewhere, and
-    *askers* the node that asked for it, "" for none. *addresses* say, for what is alive when a step
+    it looked, *counters* its version as autograd counts it, *storages* the storage of the trace
+    that it is of, -1 for what is elsewhere, and *askers* the node that asked for it, "" for none.
+
+    *repeatable* is what is known of operations that may run again, and *sequence* all operators
+    that were dispatched outside backward, in order. *addresses* say, for what is alive when a step
     starts, where it was when this one ended.
     """
 
     trace: Trace
     fired: list[Fired]
     views: list[View]
+    counters: list[int]
     storages: list[int]
     askers: list[str]
+    repeatable: Repeatable
+    sequence: list[Overload]
     addresses: dict[int, int]
+
+    def timed(self, trace: Trace) -> "Recorded":
+        """Return the same step with a trace that has times."""
+        return Recorded(trace, *self[1:])
 
 
 class Recording:
@@ -70,6 +84,10 @@ class Recording:
         self._modules = Modules(self._log)
         self.recorded: Recorded | None = None
         self.problem = ""
+        self._calls: dict[int, Call] = {}  # by place in the log
+        self._sequence: list[Overload] = []
+        self._touched: set[int] = set()  # lives that an unknown operator may have written
+        self._counters: dict[int, int] = {}  # by life, autograd's count when it was first seen
         if not first:
             enter_all(self._log)
 
@@ -77,6 +95,9 @@ class Recording:
     def step(self) -> Iterator[None]:
         """Run one step in safe mode, and log it."""
         log = self._log
+        self._calls.clear()
+        self._sequence = []
+        self._counters.clear()
         frames = compiled_frames()
         watch, saves = Watch(log, self._modules), SafeSaves(log, self._slabs, self._backend)
         last = self.missing <= 1 and log.device.type == "cuda"
@@ -103,10 +124,28 @@ class Recording:
         self, saves: SafeSaves, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         log = self._log
-        place = log.place()
+        if log.quiet or func.namespace == "prim":
+            return func(*args, **kwargs)
+        place, position, forward = log.place(), len(self._sequence), backward_pass() < 0
+        if forward:
+            self._sequence.append(func)
         result = log.observe(func, args, kwargs)
-        if log.place() > place and (log.operations[-1].overwrites or log.operations[-1].updates):
-            saves.refresh(log.operations[-1])
+        what = log.describe(func)
+        if what.opaque and not what.waits:
+            self._touched |= {
+                life.number
+                for _, tensor in tensors_of(args, kwargs)
+                if log.here(tensor) and (life := log.book.find(tensor)) is not None
+            }
+        if log.place() > place:
+            logged = log.operations[-1]
+            if forward:
+                call = call_of(log, logged, func, args, kwargs, result, position)
+                self._calls[place] = call
+                for argument in call.tensors:
+                    self._counters.setdefault(argument.life.number, argument.version)
+            if logged.overwrites or logged.updates:
+                saves.refresh(logged)
         return result
 
     def _assemble(self, step: Step, saves: SafeSaves) -> None:
@@ -114,19 +153,48 @@ class Recording:
         notes = {"made": "recorded by the executor, in safe mode"} | provenance(self._log.device)
         try:
             trace = assemble(step, self.name, notes)
-            index = trace.facts.storage_index
+            facts = trace.facts
         except (InvalidInput, Unsupported) as error:
             self.missing, self.problem = 1, str(error)
             return
         layout = Layout(step)  # names what the trace names, in the same way
-        self.recorded = Recorded(
+        index = {number: facts.storage_index[s.name] for number, s in layout.by_life.items()}
+        repeatable = Repeatable(
             trace,
+            {place - step.start: call for place, call in self._calls.items()},
+            index,
+            self._lasting(index, facts.writers),
+            {index[number] for number in self._touched if number in index},
+            [(index[kept.life.number], layout.version(kept)) for kept in step.kept],
+            self._log.device,
+        )
+        self.recorded = Recorded(
+            repeatable.trace,
             [Fired(pack, number, place - step.start) for pack, number, place in saves.fired],
             saves.views,
-            [-1 if life is None else index[layout.of(life).name] for life in saves.lives],
+            saves.counters,
+            [-1 if life is None else index[life.number] for life in saves.lives],
             saves.askers,
-            {index[name]: address for name, address in layout.addresses().items()},
+            repeatable,
+            self._sequence,
+            {facts.storage_index[name]: where for name, where in layout.addresses().items()},
         )
+
+    def _lasting(self, index: Mapping[int, int], writers: Sequence[Sequence[int]]) -> Lasting:
+        """Return, by storage of the trace, the parameters and buffers on it; but for those that
+        were written and whose versions do not tell: running statistics, `.data` of a parameter."""
+        found: dict[int, list[weakref.ref[torch.Tensor]]] = {}
+        silent: set[int] = set()
+        log = self._log
+        for _, tensor in (*self._modules.parameters(), *self._modules.buffers()):
+            life = log.book.find(tensor) if log.here(tensor) else None
+            if life is not None and life.number in index:
+                s = index[life.number]
+                found.setdefault(s, []).append(weakref.ref(tensor))
+                first = self._counters.get(life.number, -1)
+                if writers[s] and not -1 < first < version(tensor):
+                    silent.add(s)
+        return {s: tensors for s, tensors in found.items() if s not in silent}
 
 
 def enter_all(log: Log) -> None:

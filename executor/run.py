@@ -65,15 +65,26 @@ def run_function(
     predict: Predict,
     audit: bool = False,
     tell: Callable[[StepReport, int], None] | None = None,
+    assume_constant: bool = False,
+    verify: bool = False,
 ) -> RunReport:
     """Run *steps* steps of `MODULE:FUNCTION` by a policy, and one more that is watched for *audit*.
 
     *times* is a recording of the same step, or its file; *tell* hears of each step, with its time.
+    The rest is as `Executor` takes it.
     """
     if steps < 1:
         raise InvalidInput(f"{steps} steps are none; the first two record, so run at least 3")
     name, make = find_entry(text)
-    runs = Executor(policy, budget, machine, host_memory=host_memory, times=times)
+    runs = Executor(
+        policy,
+        budget,
+        machine,
+        host_memory=host_memory,
+        times=times,
+        assume_constant=assume_constant,
+        verify=verify,
+    )
     runs.backend.timing = True
     with runs.backend.device:
         step = make()

@@ -32,14 +32,16 @@ class Fired(NamedTuple):
 class SafeSaves(Saves):
     """Saved-tensor hooks that send away what a logged step saves of its own.
 
-    *fired* are the hooks in order; *views*, *lives* and *askers* are by number what was packed and
-    the node that asked for it first; a life is None for what is not on the device. What finds no
-    room in the tier stays, and *stayed_nbytes* says so.
+    *fired* are the hooks in order; *views*, *counters*, *lives* and *askers* are by number what was
+    packed, at which version as autograd counts them, and the node that asked for it first; a life
+    is None for what is not on the device. What finds no room in the tier stays, and
+    *stayed_nbytes* says so.
     """
 
     def __init__(self, log: Log, slabs: Mapping[str, Slabs], backend: Backend) -> None:
         self.fired: list[Fired] = []
         self.views: list[View] = []
+        self.counters: list[int] = []
         self.lives: list[Life | None] = []
         self.askers: list[str] = []
         self.stayed_nbytes = 0
@@ -62,6 +64,7 @@ class SafeSaves(Saves):
         self.fired.append(Fired(True, number, log.place()))
         view = View(tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
         self.views.append(view)
+        self.counters.append(version(tensor))
         self.askers.append("")
         kept = handle.kept
         self.lives.append(None if kept is None else kept.life)

@@ -22,11 +22,12 @@ OTHER_KINDS: Final = ("norm", "activation", "pool", "dropout", "loss")
 
 
 def checkpoints(facts: Facts, kinds: tuple[str, ...]) -> list[bool]:
-    """Return, for each storage, whether it is a checkpoint: made in forward by one of *kinds*.
+    """Return, for each storage, whether it is a checkpoint: made or written over in forward by one
+    of *kinds*.
 
-    What counts is the operation that made the storage: after an in-place ReLU a convolution's
-    storage is still the convolution's, and its checkpoint is the ReLU's result. Raises InvalidInput
-    for a kind that neither the trace nor this package knows.
+    After an in-place ReLU a convolution's storage is still the convolution's, and its checkpoint is
+    the ReLU's result; a normalization's storage that the shortcut is added to in place is a join's.
+    Raises InvalidInput for a kind that neither the trace nor this package knows.
     """
     known = {*CHECKPOINT_KINDS, *OTHER_KINDS, *(op.kind for op in facts.trace.operations)}
     for kind in kinds:
@@ -38,8 +39,6 @@ def checkpoints(facts: Facts, kinds: tuple[str, ...]) -> list[bool]:
     wanted = frozenset(kinds)
     operations = facts.trace.operations
     return [
-        bool(writers)
-        and operations[writers[0]].phase == "forward"
-        and operations[writers[0]].kind in wanted
+        any(operations[op].phase == "forward" and operations[op].kind in wanted for op in writers)
         for writers in facts.writers
     ]

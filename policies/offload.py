@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from ..errors import InvalidInput
 from ..notation import NBytes
 from ..schedules import Copy, Fetch, Free
+from ..traces import Facts
 from .base import Component, Part, Wish
 from .kinds import CHECKPOINT_KINDS, checkpoints
 from .turns import Turns
@@ -74,12 +75,7 @@ class _Offload(Part):
     def __init__(self, policy: Offload, walk: "Walk") -> None:
         self._policy = policy
         self._walk = walk
-        marked = checkpoints(walk.facts, policy.kinds)
-        self._mine = [
-            s
-            for s, leave in enumerate(walk.facts.leave)
-            if leave >= 0 and marked[s] and walk.claim(s, self)
-        ]
+        self._mine = [s for s in _wanted(policy, walk.facts) if walk.claim(s, self)]
         self._leaving: dict[int, list[int]] = {}
         self._coming: dict[int, list[int]] = {}
         self._outgoing: deque[tuple[int, int]] = deque()  # (its last forward use, storage)
@@ -92,25 +88,12 @@ class _Offload(Part):
 
     def start(self) -> None:
         walk = self._walk
-        for s in self._chosen():
+        for s in self._mine:
             leave, back = walk.facts.leave[s], walk.back[s]
             fetch = back - self._policy.lookahead
             if fetch > leave + 1:  # else it would be due back before it has left
                 self._leaving.setdefault(leave, []).append(s)
                 self._coming.setdefault(fetch, []).append(s)
-
-    def _chosen(self) -> list[int]:
-        """Return the checkpoints that are to leave, in order."""
-        walk, left = self._walk, self._policy.most
-        if left is None:
-            return self._mine
-        chosen = set()
-        for s in sorted(self._mine, key=lambda s: walk.facts.leave[s] - walk.back[s]):
-            nbytes = walk.facts.nbytes[s]
-            if nbytes <= left:
-                left -= nbytes
-                chosen.add(s)
-        return [s for s in self._mine if s in chosen]
 
     def before(self, op: int) -> Iterable[Wish]:
         if op in self._coming:
@@ -164,6 +147,21 @@ class _Offload(Part):
             yield Free(s)
         if self._walk.resident(s):
             self._returned.last((s,))
+
+
+def _wanted(policy: Offload, facts: Facts) -> list[int]:
+    """Return the checkpoints that are to leave; the others are somebody else's to drop."""
+    marked = checkpoints(facts, policy.kinds)
+    wanted = [s for s, leave in enumerate(facts.leave) if leave >= 0 and marked[s]]
+    left = policy.most
+    if left is None:
+        return wanted
+    chosen = set()
+    for s in sorted(wanted, key=lambda s: facts.leave[s] - facts.back[s]):
+        if facts.nbytes[s] <= left:
+            left -= facts.nbytes[s]
+            chosen.add(s)
+    return [s for s in wanted if s in chosen]
 
 
 def _delay(release: str) -> int | None:

@@ -609,14 +609,6 @@ def test_a_budget_that_no_policy_keeps_is_refused_with_the_operation():
         loop(64)
 
 
-@pytest.mark.parametrize(
-    "policy", ["superneurons", "recompute", "liveness+offload+recompute:strategy=speed"]
-)
-def test_recomputation_is_refused_before_anything_runs(policy):
-    with pytest.raises(Unsupported, match="cannot do yet; take one that keeps or offloads"):
-        executor(policy)
-
-
 def test_a_tier_that_the_device_does_not_have_is_refused():
     loop = Loop(executor(Everything(tier="peer"), backend=EmulatedBackend(("host",))))
     loop(4)

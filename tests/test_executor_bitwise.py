@@ -14,6 +14,7 @@ from test_zoo import TINY  # noqa: E402
 from training import Everything, different, executor, plain, trained, undisturbed  # noqa: E402
 
 from superneurons import zoo  # noqa: E402
+from superneurons.errors import DoesNotFit  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "plugin"))
 STEPS = 5  # two to record, three by the schedule
@@ -57,6 +58,8 @@ def prove(name, policy, **options):
         assert runs.differences == []
         assert len(runs.readings) == runs.plans[0].trace.facts.op_count
         assert runs.report.late_fetches == 0
+        assert runs.report.late_replays == 0
+        assert "unready" not in runs.report.done
         assert runs.report.not_freed_nbytes == 0
     return runs
 
@@ -83,6 +86,54 @@ def test_everything_may_leave_for_the_host(name):
 )
 def test_training_by_a_policy_of_the_box(name, policy):
     prove(name, policy)
+
+
+RECOMPUTE = [
+    "liveness+recompute:strategy=speed",
+    "liveness+recompute:strategy=memory",
+    "liveness+recompute:strategy=cost",
+    "superneurons",
+    "liveness+offload+recompute",
+]
+AGAIN = [  # no operation makes a checkpoint, so all is computed again that can be
+    "liveness+recompute:strategy=speed,kinds=fork",
+    "liveness+recompute:strategy=memory,kinds=fork",
+    "liveness+offload:kinds=norm/dropout+recompute:strategy=memory,kinds=fork",
+]
+
+
+@pytest.mark.parametrize("name", [*PROGRAMS, *SMALL])
+@pytest.mark.parametrize("policy", RECOMPUTE)
+def test_training_that_computes_values_again(name, policy):
+    prove(name, policy)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize("policy", AGAIN)
+def test_everything_may_be_computed_again(name, policy):
+    prove(name, policy)
+
+
+@pytest.mark.parametrize("name", [*PROGRAMS, *SMALL])
+@pytest.mark.parametrize("share", [0.25, 0.6])
+def test_values_are_computed_again_in_few_bytes(name, share):
+    facts = prove(name, "liveness").plans[0].trace.facts
+    plain = prove(name, "liveness").plans[0].ledger.device_peak_nbytes
+    budget = int(facts.floor_nbytes + share * (plain - facts.floor_nbytes))
+    runs = executor("superneurons", budget=budget)
+    try:
+        found = trained(BUILDS[name], runs, STEPS)
+    except DoesNotFit:
+        return  # and says so
+    assert different(control(name), found) == []
+    if name not in DYNAMIC:
+        assert runs.differences == []
+
+
+def test_most_programs_have_something_to_compute_again():
+    counts = {name: prove(name, AGAIN[1]).report.replays for name in [*PROGRAMS, *SMALL]}
+    assert all(counts[name] > 5 for name in SMALL)
+    assert sum(count > 0 for count in counts.values()) > 20  # most others start from a batch
 
 
 @pytest.mark.parametrize("name", [*PROGRAMS, *SMALL])

@@ -44,6 +44,10 @@ def work(rank, port, results):
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         for options in ({}, {"gradient_as_bucket_view": True}):
+            again = "liveness+recompute:strategy=memory,kinds=fork"
+            runs = executor(again)
+            found = different(train(rank, runs, **options), train(rank, None, **options))
+            results.put((rank, found, runs.report.mode, runs.report.replays, runs.notices))
             runs = executor(Everything())
             found = different(train(rank, runs, **options), train(rank, None, **options))
             results.put((rank, found, runs.report.mode, runs.report.done, runs.notices))
@@ -55,10 +59,16 @@ def test_two_processes_train_as_without_an_executor(unused_port):
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
     mp.spawn(work, (unused_port, results), nprocs=2)
-    for _ in range(4):
+    for _ in range(8):
         _, different, mode, done, notices = results.get()
-        assert (different, mode, notices) == ([], "executed", [])
-        assert done["copy"] >= done["fetch"] == done["gone"] > 1
+        assert (different, mode) == ([], "executed")
+        if isinstance(done, int):  # operations run again
+            assert done > 3
+            # Once DDP looks for its buckets anew, and forward has other operators.
+            assert all("of forward is" in notice for notice in notices)
+        else:
+            assert notices == []
+            assert done["copy"] >= done["fetch"] == done["gone"] > 1
 
 
 @pytest.fixture

@@ -35,6 +35,9 @@ POLICIES = {
     "offload": "liveness+offload:kinds=conv/matmul/activation/norm/dropout/add/elementwise",
     "cache": "liveness+cache",
     "everything": Everything(),
+    "recompute": "liveness+recompute:strategy=speed",
+    "each time": "liveness+recompute:strategy=memory,kinds=conv/matmul/attention",
+    "superneurons": "liveness+offload:kinds=conv/matmul+recompute:kinds=conv/matmul",
 }
 TIGHT = {"cache"}
 

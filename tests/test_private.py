@@ -640,3 +640,78 @@ def test_the_one_file_holds_nothing_that_nobody_uses():
         for alias in node.names
     }
     assert there - asked == set()
+
+
+# -- running operators again -----------------------------------------------------------------------
+
+
+def test_below_autograd_an_operator_is_as_an_observer_calls_it():
+    x, weight = torch.rand(3, 3), leaf(3, 3)
+    product = private.kernel_of(torch.ops.aten.mm.default)
+    seen = []
+
+    def observe(func, args, kwargs):
+        seen.append(func)
+        return func(*args, **kwargs)
+
+    packed = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(packed.append, lambda tensor: tensor)
+    with torch.autocast("cpu", torch.bfloat16), private.observed(observe), hooks:
+        with private.BelowAutograd():
+            result = product(x, weight)
+            enabled = torch.is_grad_enabled()
+        assert (result.dtype, result.requires_grad, seen, packed) == (torch.float32, False, [], [])
+        assert enabled
+        assert torch.mm(x, weight).dtype is torch.bfloat16
+    assert seen
+    assert packed
+    with torch.no_grad(), private.BelowAutograd():
+        pass
+    assert torch.is_grad_enabled()
+
+
+def test_a_number_stays_a_number_when_an_operator_is_called_again():
+    calls = []
+
+    def observe(func, args, kwargs):
+        calls.append((func, args, kwargs))
+        return func(*args, **kwargs)
+
+    x = torch.rand(3).half()
+    with private.observed(observe):
+        expected = x * 2.5
+    ((func, args, kwargs),) = calls
+    assert args[1] == 2.5
+    again = private.kernel_of(func)(*args, **kwargs)
+    assert again.dtype is expected.dtype is torch.float16
+    assert torch.equal(again, expected)
+
+
+def test_which_operators_are_kernels_of_their_own():
+    assert private.has_kernel(torch.ops.aten.mm.default, "cpu")
+    assert private.has_kernel(torch.ops.aten.add.Tensor, "cpu")
+    assert not private.has_kernel(torch.ops.aten._trilinear.default, "cpu")
+    assert not private.has_kernel(torch.ops.aten.mm.default, "nothing")
+
+
+def test_an_observer_may_go_while_an_operator_is_on_its_way():
+    seen = []
+
+    def observe(func, args, kwargs):
+        seen.append(func)
+        return func(*args, **kwargs)
+
+    with contextlib.ExitStack() as watching:
+        watching.enter_context(private.observed(observe))
+
+        def pack(tensor):
+            watching.close()
+            return tensor
+
+        x = leaf()
+        seen.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y = (x * x).exp().sum()
+    assert seen == []
+    y.backward()
+    assert torch.allclose(x.grad, 2 * x * (x * x).exp())

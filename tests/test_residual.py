@@ -6,6 +6,8 @@ import pytest
 
 from superneurons.machines import find_machine
 from superneurons.policies import decide, find_policy
+from superneurons.policies.kinds import checkpoints
+from superneurons.schedules import Rerun
 from superneurons.traces import find_trace, random_trace
 from superneurons.traces.resnet import residual_network
 from superneurons.traces.step import training_step
@@ -65,3 +67,22 @@ def test_with_its_checkpoints_on_the_device_resnet50_needs_far_more(resnet50):
 def test_resnet50_is_the_papers(resnet50):
     assert len(resnet50.layers) == 192
     assert round(resnet50.parameters / 1e6, 1) == 25.6
+
+
+def test_a_join_in_place_is_a_checkpoint_whatever_made_its_storage():
+    """In the recorded ResNet-50 a block's output is its last normalization's storage."""
+    facts = find_trace("resnet50-b128").facts
+    marked = checkpoints(facts, ("add",))
+    joins = [s for s, each in enumerate(marked) if each and facts.managed[s]]
+    kinds = {facts.trace.operations[facts.writers[s][0]].kind for s in joins}
+    assert (len(joins), kinds) == (16, {"norm"})
+    dropped = {
+        s
+        for each in decide(
+            find_policy("liveness+recompute"), facts.trace, find_machine("h200"), None
+        ).schedule.instructions
+        if isinstance(each, Rerun)
+        for s in facts.fresh[each.op]
+    }
+    assert dropped
+    assert not dropped.intersection(joins)

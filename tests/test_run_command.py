@@ -48,8 +48,23 @@ def test_json_is_all_that_is_printed():
     assert json.loads(printed)["steps"][2]["mode"] == "executed"
 
 
+@pytest.mark.parametrize("options", [(), ("--verify",), ("--assume-constant",)])
+def test_values_are_computed_again(options):
+    lines = succeed(
+        "run",
+        MODEL,
+        "--policy",
+        "liveness+recompute:strategy=memory",
+        "--machine",
+        "h200",
+        *options,
+    ).splitlines()
+    assert lines[2].startswith("step 2: executed")
+    assert "operations run again" in lines[2]
+    assert "operations run again" not in lines[1]
+
+
 def test_what_cannot_be_run_is_refused_in_one_sentence():
-    assert "cannot do yet" in refuse("run", MODEL, "--policy", "superneurons")
     assert "run at least 3" in refuse("run", MODEL, "--policy", "liveness", "--steps", "0")
     assert "no policy" in refuse("run", MODEL, "--policy", "nonsense")
     assert "names no function" in refuse("run", "small_cnn", "--policy", "liveness")

@@ -64,14 +64,7 @@ def test_a_recording_replays_what_torch_said_of_the_step(name):
     assert caching.reserved_peak_bytes == pytest.approx(said["reserved_peak_nbytes"], rel=0.02)
 
 
-TOO_SLOW = pytest.mark.xfail(
-    reason="the LSTM's device times add up to more than its step: docs/recordings.md"
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=TOO_SLOW) if n == "lstm-b64" else n for n in RECORDED]
-)
+@pytest.mark.parametrize("name", RECORDED)
 def test_a_recording_takes_the_time_of_a_step_that_nobody_looked_into(name):
     trace = find_trace(name)
     report = simulate(trace, find_policy("liveness"), find_machine("h200"))

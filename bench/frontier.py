@@ -1,0 +1,467 @@
+"""Step time against peak on this GPU: what users have today, and our policies, in one run.
+
+    python bench/frontier.py MODEL BATCH [METHOD ...] >> frontier.jsonl
+    python bench/frontier.py check [MODEL ...]
+    python bench/frontier_table.py frontier.jsonl --plot frontier.png
+
+MODEL is of the zoo, or `resnetN` with N layers: resnet(6, 32, n3, 6). A METHOD is one of:
+
+    plain           nothing at all; it is always measured, and first
+    checkpoint      torch.utils.checkpoint, non-reentrant, around each block
+    sqrt            the same around each of about sqrt(N) runs of N blocks
+    selective       torch's selective checkpointing of each block: outputs of convolutions,
+                    matrix products and attention are saved, the rest is computed again
+    save_on_cpu     torch.autograd.graph.save_on_cpu, pinned
+    overlapped      bench/overlapped.py: all saves leave and come back on streams of their own
+    POLICY[@SHARE]  one of ours, in so much of the plain step's requested peak
+
+Each method trains a model of its own, and ends after `--seconds` (20): what it has by then is its
+line. A method that fails is a line with "error". `check` trains small models for some steps and
+compares losses, parameters and buffers with plain training, bit by bit.
+"""
+
+import argparse
+import gc
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import date
+from functools import partial
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import msgspec
+import torch
+from carried import carried
+from overlapped import Overlapped
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+import superneurons.zoo as zoo
+from superneurons.executor import Executor
+from superneurons.policies import Decision
+from superneurons.sim import play
+from superneurons.traces import find_trace, shipped
+from superneurons.zoo.step import Step
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CUDA = DEVICE.type == "cuda"
+RIVALS = ("checkpoint", "sqrt", "selective", "save_on_cpu", "overlapped")
+# Everything that autograd keeps, not the paper's checkpoints alone.
+ALL = "conv/matmul/attention/norm/activation/dropout/add/elementwise/pool/embedding/concat/loss"
+# What normalization made, and what is written over it; convolutions and matrices run again.
+NORMS = "norm/pool/matmul/elementwise/loss"
+OURS = (
+    "liveness",
+    "liveness+recompute:strategy=speed",
+    "liveness+recompute:strategy=memory",
+    "liveness+offload",
+    f"liveness+offload:kinds={ALL}",
+    "liveness+offload+recompute:strategy=speed",
+    "liveness+cache@0.6",
+    "superneurons@0.7",
+    "superneurons@0.5",
+)
+# What the simulator finds worthwhile for one kind of network, by the beginning of its name.
+ALSO = {
+    "resnet": (
+        f"liveness+recompute:strategy=speed,kinds={NORMS}",
+        f"liveness+cache+recompute:strategy=speed,kinds={NORMS}@0.5",
+        f"liveness+offload:kinds={NORMS},in_flight=1GiB+recompute:strategy=speed,kinds={NORMS}",
+    ),
+    "gpt": (
+        "liveness+offload:kinds=attention/add+recompute:strategy=speed",
+        "liveness+recompute:strategy=speed,kinds=embedding/add",
+        "liveness+offload:kinds=attention/add+recompute:strategy=speed,kinds=attention/embedding/add",
+    ),
+    "bert": (
+        "liveness+offload:kinds=attention/add+recompute:strategy=speed",
+        "liveness+recompute:strategy=speed,kinds=embedding/norm",
+    ),
+    "unet": (
+        "liveness+recompute:strategy=speed,kinds=pool/concat/conv",
+        "liveness+recompute:strategy=speed,kinds=pool/concat",
+    ),
+}
+PEAKS = ("requested", "allocated", "reserved")
+WARM = 2
+TIMED = 5
+LONG_S = 1.5
+"""Steps are timed until there are so many and so long has passed."""
+PINNED_NBYTES = 32 << 30
+"""More pinned memory is given back between methods; less is kept, for pinning takes long."""
+
+aten = torch.ops.aten
+SAVED = [  # overloads: a name without one never matches
+    aten.convolution.default,
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("rest", nargs="*", metavar="BATCH METHOD")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--small", action="store_true", help="try it out with small networks")
+    asked = parser.parse_intermixed_args()
+    if asked.model == "check":
+        lines = check(asked.rest or list(SMALL))
+    else:
+        batch, *methods = asked.rest
+        small = {"batch": int(batch)} if not asked.small else SMALL[asked.model]
+        build = partial(make, asked.model, **small)
+        also = next((ALSO[each] for each in ALSO if asked.model.startswith(each)), ())
+        methods = methods or [*RIVALS, *OURS, *also]
+        lines = measure(build, methods, asked.seconds, recording_of(asked.model, batch))
+        lines = ({"model": asked.model, "batch": int(batch)} | line for line in lines)
+    about = {
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "gpu": torch.cuda.get_device_name() if CUDA else "none",
+        "cudnn": torch.backends.cudnn.version() if CUDA else None,
+    }
+    for line in lines:
+        print(json.dumps(line | about), flush=True)
+
+
+def make(name: str, **sizes: int) -> Step:
+    """Build a model of the zoo on the device; `resnet314` is one of 314 layers."""
+    depth = name.removeprefix("resnet")
+    with torch.device(DEVICE):
+        if depth.isdecimal() and name != "resnet50":
+            return zoo.resnet(6, 32, blocks_of(int(depth)), 6, **sizes)
+        step: Step = getattr(zoo, name)(**sizes)
+        return step
+
+
+def recording_of(model: str, batch: int | str) -> str:
+    """Return the name of the recording that has times for a model."""
+    deep = model.startswith("resnet") and model != "resnet50"
+    return "resnet50-b128" if deep else f"{model.replace('_', '-')}-b{batch}"
+
+
+def blocks_of(depth: int) -> int:
+    """Return n3 of the resnet(6, 32, n3, 6) that has so many layers, or the next more."""
+    return max(1, math.ceil((depth - 2) / 3) - 44)
+
+
+# -- what users have today -------------------------------------------------------------------------
+
+
+def rival(name: str, step: Step) -> Callable[[], None]:
+    """Change a fresh model from outside as *name* says; return what runs a step of it."""
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    if name in ("checkpoint", "selective"):
+        options: dict[str, Any] = {"use_reentrant": False}
+        if name == "selective":
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, SAVED)
+        for block in blocks(step.model):
+            block.forward = partial(checkpoint, block.forward, **options)
+    elif name == "sqrt":
+        segment(step.model)
+    elif name == "save_on_cpu":
+        around = partial(torch.autograd.graph.save_on_cpu, pin_memory=CUDA)
+    elif name == "overlapped":
+        offload = Overlapped(DEVICE, step.model.parameters())
+        around = partial(_entered, offload)
+    elif name != "plain":
+        raise ValueError(f"no method {name!r}")
+
+    def run() -> None:
+        with around():
+            step()
+
+    return run
+
+
+@contextmanager
+def _entered(offload: Overlapped) -> Iterator[None]:
+    with offload:
+        yield
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a model of the zoo: what people wrap in a checkpoint."""
+    found: Any = model
+    if hasattr(model, "stages"):
+        return [block for stage in found.stages for block in stage]
+    if hasattr(model, "ups"):  # per level: the double convolution, with what pools or joins before
+        return [found.first, *found.downs, *found.ups]
+    return list(found.blocks if hasattr(model, "blocks") else found.layers)
+
+
+class _Segment(nn.Module):
+    """Some blocks in a row, computed again as one."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.Sequential(*members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(self.members, x, use_reentrant=False)
+        return out
+
+
+def segment(model: nn.Module) -> None:
+    """Put a checkpoint around each of about sqrt(N) runs of blocks."""
+    found: Any = model
+    chain = blocks(model)
+    number = round(math.sqrt(len(chain)))
+    cuts = [len(chain) * i // number for i in range(number + 1)]
+    runs = [chain[a:b] for a, b in pairwise(cuts)]
+    if hasattr(model, "ups"):
+        found.forward = partial(_unet, model, runs)
+        return
+    name = next(each for each in ("stages", "blocks", "layers") if hasattr(model, each))
+    setattr(model, name, nn.Sequential(*map(_Segment, runs)))
+
+
+def _unet(model: Any, runs: Sequence[Sequence[nn.Module]], images: Tensor) -> Tensor:
+    """The U-Net's forward in segments: each hands on x and the skips that are needed still."""
+    ups = set(model.ups)
+
+    def through(run: Sequence[nn.Module], x: Tensor, *skips: Tensor) -> tuple[Tensor, ...]:
+        for level in run:
+            if level in ups:
+                x, *skips = level(x, skips[0]), *skips[1:]  # type: ignore[assignment]
+            elif level is model.first:
+                x = level(x)
+            else:
+                x, *skips = level(x), x, *skips  # type: ignore[assignment]
+        return x, *skips
+
+    state: tuple[Tensor, ...] = (images,)
+    for run in runs:
+        state = checkpoint(partial(through, run), *state, use_reentrant=False)
+    logits: Tensor = model.last(state[0])
+    return logits
+
+
+# -- times and bytes -------------------------------------------------------------------------------
+
+
+def measure(
+    build: Callable[[], Step], methods: Sequence[str], seconds: float, like: str
+) -> Iterator[dict[str, Any]]:
+    """Yield a line for plain steps, and one for each other method."""
+    plain: dict[str, Any] = {}
+    for method in ("plain", *(each for each in methods if each != "plain")):
+        name, _, share = method.partition("@")
+        line: dict[str, Any] = {"method": method, "budget": None}
+        deadline = time.perf_counter() + seconds
+        try:
+            if share:
+                line["budget"] = int(plain["requested_peak"] * float(share))
+            if name in (*RIVALS, "plain"):
+                line |= timed(rival(name, build()), deadline, WARM)
+                line["pinned_nbytes"] = pinned_nbytes()
+            else:
+                line |= ours(name, line["budget"], build(), deadline, like)
+            if method == "plain":
+                plain = line
+            elif "step_ns" in plain:
+                line["slower"] = round(line["step_ns"] / plain["step_ns"] - 1, 4)
+                if CUDA:
+                    line["peak_less"] = round(
+                        1 - line["requested_peak"] / plain["requested_peak"], 4
+                    )
+        except Exception as error:  # one must not cost the others
+            line["error"] = f"{type(error).__name__}: {error}"[:400]
+        line["seconds"] = round(time.perf_counter() - deadline + seconds, 1)
+        yield line
+        clear()
+
+
+def ours(
+    policy: str, budget: int | None, step: Callable[[], object], deadline: float, like: str
+) -> dict[str, Any]:
+    """Return what a policy costs, beside what its plan says."""
+    executor = Executor(policy, budget=budget, device=DEVICE)
+
+    def run() -> None:
+        with executor.step():
+            step()
+
+    found = timed(run, deadline, 3)  # two are recorded, one warms up
+    report = executor.report
+    assert report is not None
+    found |= {
+        "mode": report.mode,
+        "why": report.why,
+        "done": report.done,
+        "copied_out": report.copied_out_nbytes,
+        "copied_in": report.copied_in_nbytes,
+        "late": report.late_fetches,
+        "not_freed": report.not_freed_nbytes,
+        "stall_ns": report.stall_ns,
+        "pinned_nbytes": sum(each.held_nbytes for each in executor.slabs.values()),
+        "notices": executor.notices,
+    }
+    if executor.plans:
+        found["predicted"] = predicted(executor, like)
+        found["replays"] = found["predicted"]["replays"]
+    return found
+
+
+def predicted(executor: Executor, like: str) -> dict[str, Any]:
+    """Return what the simulator says of the schedule that is executed.
+
+    The executor records no times: they are those of the shipped recording *like*, if it is there.
+    """
+    plan = executor.plans[0]
+    trace, times = plan.trace, str(plan.trace.times)
+    allocator = executor.backend.allocator
+    machine = msgspec.structs.replace(executor.machine, allocator=allocator)
+    if times != "measured" and like in shipped():
+        times = like
+        trace = carried(find_trace(like), trace, machine, memory=False)
+    report = play(trace, Decision(plan.schedule, plan.ledger), machine)
+    return {
+        "step_ns": report.step_time_ns,
+        "requested_peak": report.device_peak_bytes,
+        "allocated_peak": report.allocated_peak_bytes,
+        "reserved_peak": report.reserved_peak_bytes,
+        "replays": report.recomputed_ops,
+        "replayed_ns": report.recomputed_ns,
+        "stall_ns": report.stall_ns,
+        "times": times,
+        "allocator": allocator,
+    }
+
+
+def timed(step: Callable[[], object], deadline: float, warm: int) -> dict[str, Any]:
+    """Return the median time of a step from idle to idle, and the peaks, as far as time allows."""
+    began = time.perf_counter()
+    for number in range(warm):
+        if number < warm - 1 or time.perf_counter() < deadline:  # pinning may take long
+            step()
+    synchronize()
+    first_s = time.perf_counter() - began
+    times: list[int] = []
+    peaks = []
+    began = time.perf_counter()
+    while len(times) < TIMED or time.perf_counter() - began < LONG_S:
+        if len(times) == 50 or (times and time.perf_counter() > deadline):
+            break
+        if CUDA:
+            torch.cuda.reset_peak_memory_stats()
+        begin = time.perf_counter_ns()
+        step()
+        synchronize()
+        times.append(time.perf_counter_ns() - begin)
+        if CUDA:
+            stats = torch.cuda.memory_stats()
+            peaks.append([stats[f"{kind}_bytes.all.peak"] for kind in PEAKS])
+    found: dict[str, Any] = {
+        "step_ns": round(median(times)),
+        "spread": [min(times), max(times)],
+        "steps": len(times),
+        "first_steps_s": round(first_s, 2),
+    }
+    columns = list(zip(*peaks, strict=True)) if peaks else [(0,)] * 3
+    for kind, column in zip(PEAKS, columns, strict=True):
+        found[f"{kind}_peak"] = max(column)
+        found[f"{kind}_peaks"] = sorted(set(column))[:3]
+    return found
+
+
+def pinned_nbytes() -> int:
+    """Return what torch's own allocator of pinned memory has, as far as it tells."""
+    stats: dict[str, int] = getattr(torch.cuda, "host_memory_stats", dict)() if CUDA else {}
+    return int(stats.get("allocated_bytes.current", 0))
+
+
+def clear() -> None:
+    gc.collect()
+    if CUDA:
+        torch.cuda.empty_cache()
+        if pinned_nbytes() > PINNED_NBYTES:
+            torch._C._host_emptyCache()
+
+
+def synchronize() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+# -- the same training -----------------------------------------------------------------------------
+
+SMALL: dict[str, dict[str, int]] = {
+    "resnet50": {"batch": 4, "image": 64},
+    "resnet161": {"batch": 2, "image": 32, "width": 4},
+    "gpt": {"batch": 1, "length": 64, "layers": 4, "width": 128, "heads": 4, "vocabulary": 100},
+    "bert": {"batch": 2, "length": 32, "layers": 4},
+    "unet": {"batch": 1, "size": 64},
+}
+STEPS = 3
+
+
+def check(models: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield for each small model and method what is not as in plain training."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    for model in models:
+        control = trained(model, "plain")
+        for method in ("plain", *RIVALS, "liveness", f"liveness+offload:kinds={ALL}"):
+            line: dict[str, Any] = {"model": model, "sizes": SMALL[model], "method": method}
+            try:
+                found = trained(model, method)
+                line["losses"] = found["losses"].tolist()
+                line["losses_equal"] = torch.equal(control["losses"], found["losses"])
+                line["different"] = {
+                    kind: sum(
+                        not torch.equal(ours, theirs)
+                        for ours, theirs in zip(found[kind], control[kind], strict=True)
+                    )
+                    for kind in ("parameters", "buffers")
+                }
+            except Exception as error:
+                line["error"] = f"{type(error).__name__}: {error}"[:400]
+            yield line
+            clear()
+
+
+def trained(model: str, method: str) -> dict[str, Any]:
+    """Train for some steps; return losses, parameters and buffers."""
+    losses: list[Tensor] = []
+    torch.manual_seed(0)
+    plain = make(model, **SMALL[model])
+
+    def criterion(output: Tensor, targets: Tensor) -> Tensor:
+        loss = plain.criterion(output, targets)
+        losses.append(loss.detach().clone())
+        return loss
+
+    step = Step(plain.model, plain.optimizer, plain.inputs, plain.targets, criterion, plain.clip)
+    parameters, buffers = list(step.model.parameters()), list(step.model.buffers())
+    torch.manual_seed(1)
+    if method in (*RIVALS, "plain"):
+        run = rival(method, step)
+        for _ in range(STEPS):
+            run()
+    else:
+        executor = Executor(method, device=DEVICE)
+        for _ in range(STEPS):
+            with executor.step():
+                step()
+    return {
+        "losses": torch.stack(losses),
+        "parameters": [each.detach().clone() for each in parameters],
+        "buffers": [each.clone() for each in buffers],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What is due at a hook, done: bytes sent away, dropped, brought back, or computed again."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from .backend import Backend
+from .entries import Entry, Where
+from .journal import Journal
+from .plan import Action, What
+from .private import address, holders, sequence_number
+from .recipes import Code
+from .replay import Replay
+from .slabs import Block, Slabs
+
+
+class Duties:
+    """Does what is due, and keeps the journal of it. With *verify* what is to be computed again is
+    compared with a copy of what it was."""
+
+    journal: Journal
+    _replay: Replay
+    _codes: Mapping[int, Code]
+
+    def __init__(self, backend: Backend, slabs: Mapping[str, Slabs], *, verify: bool) -> None:
+        self._backend = backend
+        self._slabs = slabs
+        self._verify = verify
+        self._at = 0  # how many hooks have fired
+        self._entries: dict[int, weakref.ref[Entry]] = {}
+        self._held: dict[int, Entry] = {}
+        self._leaving: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def _entry_of(self, s: int) -> Entry | None:
+        """Return a storage's entry, None if the graph is gone."""
+        found = self._entries.get(s)
+        return None if found is None else found()
+
+    def _do_all(self, due: Sequence[Action]) -> None:
+        witness = self._replay.witness
+        if witness is not None:
+            witness.quiet = True
+        try:
+            for action in due:
+                self._do(action)
+        finally:
+            if witness is not None:
+                witness.quiet = False
+
+    def _do(self, action: Action) -> None:
+        what, storages, tier, ops = action
+        if what is What.COPY:
+            self._copy(storages, tier)
+        elif what is What.FETCH:
+            self._fetch(storages, tier)
+        elif what is What.RERUN:
+            if self._backend.computes_here():  # else it comes when it is asked for, or is refused
+                for op in self._replay.run(ops):
+                    self.journal.write(self._at, "rerun", self._codes[op].made[0].storage)
+        else:
+            for s in storages:
+                self._do_one(what, s, tier)
+
+    def _do_one(self, what: What, s: int, tier: str) -> None:
+        if what is What.LOOK:
+            self._look(s)
+        elif what is What.RELEASE:
+            if self._held.pop(s, None) is not None:
+                self.journal.write(self._at, "release", s)
+        elif (entry := self._there(s)) is None:
+            self._replay.forget(s)
+        elif what is What.DROP:
+            self._drop(entry, s)
+        elif (
+            what is What.DISCARD
+            and entry.where is not Where.AWAY  # or it may be asked for yet: of a loss that is kept
+            and entry.blocks.pop(tier, None) is not None
+        ):
+            self.journal.write(self._at, "discard", s)
+
+    def _drop(self, entry: Entry, s: int) -> None:
+        self._replay.forget(s)  # half run again
+        if entry.where is Where.AWAY:
+            return
+        if not entry.blocks and not self._replay.prepared(entry):
+            entry.kept = True
+            self.journal.write(self._at, "unready", s)
+            return
+        if entry.where is Where.HERE:
+            self._leaving[s] = weakref.ref(entry.storage)
+            if self._verify and not entry.blocks:
+                entry.control = entry.source().clone()
+        entry.drop()
+        self.journal.write(self._at, "drop", s)
+
+    def _there(self, s: int) -> Entry | None:
+        """Return a storage's entry; None if the graph is gone, or if it had to stay."""
+        entry = self._entry_of(s)
+        return None if entry is None or entry.kept else entry
+
+    def _copy(self, storages: Sequence[int], tier: str) -> None:
+        taken: list[tuple[Entry, Block]] = []
+        for s in storages:
+            entry = self._there(s)
+            if entry is None:
+                continue
+            block = self._slabs[tier].take(entry.nbytes)
+            if block is None:
+                entry.kept = True
+                self.journal.write(self._at, "kept", s)
+            else:
+                entry.early = entry.sequence == sequence_number()
+                taken.append((entry, block))
+                self.journal.write(self._at, "copy", s)
+        if taken:
+            pairs = [(entry.source(), block.memory) for entry, block in taken]
+            after = [ticket for _, block in taken for ticket in block.tickets]
+            ticket = self._backend.copy_out(pairs, tier, after)
+            for entry, block in taken:
+                entry.sent(block, tier, ticket)
+
+    def _fetch(self, storages: Sequence[int], tier: str) -> None:
+        entries = [entry for entry in map(self._there, storages) if entry is not None]
+        entries = [entry for entry in entries if entry.where is Where.AWAY]
+        if entries:
+            blocks = [entry.blocks[tier] for entry in entries]
+            after = [ticket for block in blocks for ticket in block.tickets]
+            found, ticket = self._backend.fetch([block.memory for block in blocks], tier, after)
+            for entry, back in zip(entries, found, strict=True):
+                entry.came(back, tier, ticket)
+                self.journal.write(self._at, "fetch", entry.number)
+
+    def _look(self, s: int) -> None:
+        """See whether what was dropped is gone by now, and who has it if it is not."""
+        watch = self._leaving.pop(s, None)
+        if watch is None:
+            return
+        storage = watch()
+        if storage is None:
+            self.journal.write(self._at, "gone", s)
+        else:
+            self.journal.holders[s] = holders(address(storage)) - 1
+            self.journal.write(self._at, "there", s)
+
+    def _bring(self, entry: Entry) -> None:
+        """See to it that an entry's bytes are on the device, or on their way to it."""
+        if entry.where is Where.AWAY:
+            what = "late" if entry.blocks else "rebuilt"
+            if not entry.reuse():
+                if entry.blocks:
+                    entry.fetch(next(iter(entry.blocks)))
+                else:
+                    self._replay.rebuild(entry, self._bring)
+            self.journal.write(self._at, what, entry.number)

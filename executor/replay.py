@@ -1,0 +1,297 @@
+"""Operations of forward run again in one step: from what is saved, from parameters and buffers,
+and from what was run again before.
+
+What they make belongs to the step until the schedule lets go of it, or until it is, whole, what an
+entry is waiting for. Nothing that the program may see is ever written.
+"""
+
+import weakref
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ..errors import Unsupported
+from .backend import Backend
+from .entries import Entry, View, Where
+from .private import BelowAutograd, Overload, address, version
+from .recipes import Captured, Code, Recipes, Source
+from .witness import Witness
+
+Again = tuple[torch.Tensor, int]
+"""A tensor that was computed again, and the version of its storage."""
+
+
+class Kept(NamedTuple):
+    """A parameter or buffer as it was when the step began."""
+
+    tensor: weakref.ref[torch.Tensor]
+    address: int
+    version: int
+
+
+class MissingSource(Exception):
+    """What an operation starts from is not there: a step that is not the recorded one."""
+
+
+class Replay:
+    """Runs operations again in one step by *recipes*. *entries* gives a storage's entry.
+
+    A *witness* looks on in forward, unless nothing may change from step to step. *made* is what was
+    run again, by storage. *whole* says that all parameters are there that were recorded.
+    """
+
+    def __init__(
+        self,
+        recipes: Recipes,
+        backend: Backend,
+        entries: Callable[[int], Entry | None],
+        lose: Callable[[str], None],
+        *,
+        constant: bool,
+    ) -> None:
+        self.made: dict[int, Again] = {}
+        self.whole = True
+        self._proved: dict[int, torch.Tensor] = {}  # parameters, while operations run
+        self.recipes = recipes
+        self._backend = backend
+        self._entries = entries
+        self._lasting: dict[int, list[Kept]] = {}
+        noted: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        for s, references in recipes.lasting.items():
+            tensors = [each for reference in references if (each := reference()) is not None]
+            if tensors:
+                noted[s] = weakref.ref(tensors[0].untyped_storage())
+            self.whole = self.whole and len(tensors) == len(references)
+            self._lasting[s] = [
+                Kept(weakref.ref(each), address(each.untyped_storage()), version(each))
+                for each in tensors
+            ]
+        self.witness: Witness | None = None
+        if recipes.codes and not (constant and not recipes.draws):
+            self.witness = Witness(recipes, noted, backend.generator, lose)
+
+    def observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See an operator of the step, and run it."""
+        assert self.witness is not None
+        return self.witness.observe(func, args, kwargs)
+
+    def knows(self, entry: Entry, storage: torch.UntypedStorage) -> bool:
+        """Whether a saved storage is the one that operations of this step were seen to take."""
+        return self.witness is None or self.witness.is_it(entry.number, storage)
+
+    def prepared(self, entry: Entry) -> bool:
+        """Let an entry own all that it is computed again from; return whether it can be."""
+        recipe = self.recipes.of.get(entry.number)
+        if recipe is None:
+            return False
+        leaves = [self._entries(s) for s in recipe.leaves]
+        if self.witness is not None and not all(op in self.witness.captured for op in recipe.ops):
+            return False
+        found = [each for each in leaves if each is not None]
+        if len(found) < len(leaves):
+            return False
+        entry.owned = tuple(found)
+        return True
+
+    def run(self, ops: Sequence[int]) -> list[int]:
+        """Run operations again, as the schedule says, ~s lets go of what was run again of storage
+        s; return those operations for which everything was there."""
+        done = []
+        made, entries = self.made, self._entries
+        self._proved.clear()
+        with BelowAutograd():
+            for op in ops:
+                if op < 0:
+                    made.pop(~op, None)
+                    continue
+                code = self.recipes.codes[op]
+                try:
+                    self._run(code, made, entries)
+                except MissingSource:
+                    continue  # so nobody asks for it, or it comes when it is asked for
+                done.append(op)
+                for s in code.whole:
+                    if (entry := entries(s)) is not None:
+                        again = made.pop(s)
+                        if entry.where is Where.AWAY:
+                            self._take(entry, again[0], code)
+        return done
+
+    def forget(self, s: int) -> None:
+        """Let go of what was run again."""
+        self.made.pop(s, None)
+
+    def end(self) -> None:
+        """Forget how the step was called: nothing will be computed again."""
+        if self.witness is not None:
+            self.witness.captured.clear()
+
+    def rebuild(self, entry: Entry, bring: Callable[[Entry], None]) -> None:
+        """Compute an entry that is nowhere, and first those that it starts from; *bring* fetches
+        what is in a tier."""
+        waiting = [entry]
+        while waiting:
+            present = waiting[-1]
+            if present.where is not Where.AWAY:
+                waiting.pop()
+            elif present.blocks or present.reuse():
+                bring(present)
+                waiting.pop()
+            elif away := [each for each in present.owned if each.where is Where.AWAY]:
+                waiting.extend(away)
+            else:
+                self._rebuild(present)
+
+    def _rebuild(self, entry: Entry) -> None:
+        recipe = self.recipes.of[entry.number]
+        made: dict[int, Again] = {}
+        owned = {each.number: each for each in entry.owned}
+        code = None
+        self._proved.clear()
+        try:
+            with BelowAutograd():
+                for op, gone in zip(recipe.ops, recipe.gone, strict=True):
+                    code = self.recipes.codes[op]
+                    self._run(code, made, owned.get)
+                    for s in gone:
+                        made.pop(s, None)
+        except MissingSource as error:
+            raise self._fault(entry.number, str(error)) from error
+        assert code is not None
+        self._take(entry, made[entry.number][0], code)
+
+    def _take(self, entry: Entry, tensor: torch.Tensor, code: Code) -> None:
+        if tensor.untyped_storage().nbytes() != entry.nbytes:
+            raise self._fault(entry.number, "it comes out in another size")
+        entry.came_again(tensor)
+        if entry.control is not None:
+            there = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+            if not torch.equal(there.set_(entry.storage), entry.control):
+                raise Unsupported(
+                    f"{code.name!r}, run again, does not make what it made in forward: "
+                    f"{self.recipes.facts.names[entry.number]!r} is another"
+                )
+
+    def _run(
+        self,
+        code: Code,
+        made: MutableMapping[int, Again],
+        entries: Callable[[int], Entry | None],
+    ) -> None:
+        """Run one operation; what it makes is in *made* then."""
+        call = self._call(code)
+        args, kwargs = call.args.copy(), call.kwargs
+        if code.named:
+            kwargs = dict(kwargs)
+        for key in code.lists:
+            where: Any = args if isinstance(key, int) else kwargs
+            where[key] = where[key].copy()
+        for source in code.sources:
+            key, inner, s, version, view, _, same = source
+            again = made.get(s)
+            if again is None or again[1] != version:
+                tensor = looking(self._source(source, entries), view)
+            elif same:
+                tensor = again[0]
+            else:
+                tensor = looking(again[0], view)
+            where = args if key.__class__ is int else kwargs
+            if inner < 0:
+                where[key] = tensor
+            else:
+                where[key][inner] = tensor
+        for (key, _), scratch in code.scratch:
+            if scratch is not None:
+                where = args if isinstance(key, int) else kwargs
+                where[key] = torch.zeros(
+                    scratch.shape, dtype=scratch.dtype, device=self._backend.device
+                )
+        for _, s, version in code.written:
+            if s not in made or made[s][1] != version - 1:
+                raise MissingSource(f"{code.name!r} would write what is not its own")
+        if call.state is None:
+            result = code.kernel(*args, **kwargs)
+        else:
+            result = self._draw(code, args, kwargs, call.state)
+        for inner, s, version in code.made:
+            if inner == -2:
+                made[s] = made[s][0], version
+            else:
+                made[s] = result if inner < 0 else result[inner], version
+
+    def _draw(
+        self, code: Code, args: list[Any], kwargs: dict[str, Any], state: torch.Tensor
+    ) -> Any:
+        """Run an operation with the random numbers that it drew in forward."""
+        generator = self._backend.generator
+        present = generator.get_state()
+        generator.set_state(state)
+        try:
+            return code.kernel(*args, **kwargs)
+        finally:
+            generator.set_state(present)
+
+    def _call(self, code: Code) -> Captured:
+        if self.witness is None:
+            return code.recorded
+        captured = self.witness.captured.get(code.op)
+        if captured is None:
+            raise MissingSource(f"{code.name!r} has not run in this step")
+        return captured
+
+    def _source(self, source: Source, entries: Callable[[int], Entry | None]) -> torch.Tensor:
+        """Return a tensor on what an operation starts from, at the version that it needs."""
+        s = source.storage
+        if s in self._lasting:
+            return self._parameter(s)
+        entry = entries(s)
+        if (
+            entry is None
+            or entry.where is Where.AWAY
+            or self.recipes.repeatable.saved.get(s) != source.version
+        ):
+            raise MissingSource(f"{self.recipes.facts.names[s]!r} is not there")
+        if not entry.intact:
+            raise self._fault(s, "it was written to since it was saved")
+        return entry.tensor()
+
+    def _parameter(self, s: int) -> torch.Tensor:
+        """Return a parameter or buffer, proved to be as it was in forward."""
+        found = self._proved.get(s)
+        if found is not None:
+            return found
+        for reference, where, count in self._lasting[s]:
+            found = reference()
+            if (
+                found is None
+                or version(found) != count
+                or address(storage := found.untyped_storage()) != where
+                or storage.nbytes() != self.recipes.facts.nbytes[s]
+            ):
+                raise self._fault(s, "it was modified, replaced or emptied since the step began")
+        if found is None:
+            raise self._fault(s, "it is gone")
+        self._proved[s] = found
+        return found
+
+    def _fault(self, s: int, why: str) -> Unsupported:
+        return Unsupported(
+            "a value that was dropped cannot be computed again: "
+            f"{self.recipes.facts.names[s]!r} must be as in forward, but {why}; take a policy that "
+            "does not drop what starts from it"
+        )
+
+
+def looking(tensor: torch.Tensor, view: View) -> torch.Tensor:
+    """Return a tensor on the same bytes that looks at them in that way."""
+    if tensor.dtype is not view.dtype:
+        there = torch.empty(0, dtype=view.dtype, device=tensor.device)
+        return there.set_(tensor.untyped_storage(), view.offset, view.shape, view.stride)
+    if (
+        tensor.shape == view.shape
+        and tensor.stride() == view.stride
+        and tensor.storage_offset() == view.offset
+    ):
+        return tensor
+    return tensor.as_strided(view.shape, view.stride, view.offset)
