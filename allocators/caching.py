@@ -9,6 +9,7 @@ An *expandable* allocator has one growing range of addresses for each pool inste
 behind it page by page.
 """
 
+from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 from .segments import (
@@ -51,10 +52,11 @@ class Addresses(Protocol):
 
 
 class RisingAddresses:
-    """Gives each segment the addresses after the one before; the device never runs out."""
+    """Gives each segment the addresses after the one before, from *first* on; the device never runs
+    out."""
 
-    def __init__(self) -> None:
-        self._next = 0
+    def __init__(self, first: int = 0) -> None:
+        self._next = first
 
     def segment(self, nbytes: int) -> int:
         """Return the address of a new segment."""
@@ -123,21 +125,32 @@ class CachingAllocator:
 
     def allocate(self, block: int, nbytes: int) -> None:
         """Give a block *nbytes*, rounded up; 0 bytes are not asked for at all."""
-        if not nbytes:
-            return
+        if nbytes:
+            self._allocate(block, nbytes, self._new_or_beyond)
+
+    def try_allocate(self, block: int, nbytes: int) -> bool:
+        """Do the same if that is possible within the limit; return whether it was."""
+        return not nbytes or self._allocate(block, nbytes, self._new)
+
+    def _allocate(
+        self, block: int, nbytes: int, new: Callable[[Pool, int, Request], Block | None]
+    ) -> bool:
         size = (nbytes + _ROUND) & ~_ROUND
         pool = self._small if size <= SMALL_NBYTES else self._large
         i = pool.first_fit(size)
         if i < len(pool.blocks):
-            found = pool.take(pool.best_expandable(i) if self._expandable else i)
+            found: Block | None = pool.take(pool.best_expandable(i) if self._expandable else i)
         else:
-            found = self._new(pool, size, Request(block, nbytes))
+            found = new(pool, size, Request(block, nbytes))
+        if found is None:
+            return False
         if found.nbytes - size >= pool.least_rest_nbytes:
             pool.add(found.cut(size))
         self._used[block] = found
         self.allocated_nbytes += found.nbytes
         if self.allocated_nbytes > self.allocated_peak_nbytes:
             self.allocated_peak_nbytes = self.allocated_nbytes
+        return True
 
     def free(self, block: int, nbytes: int) -> None:
         """Take a block back and keep it for the next one."""
@@ -164,13 +177,19 @@ class CachingAllocator:
 
     # -- new memory ----------------------------------------------------------------------------
 
-    def _new(self, pool: Pool, nbytes: int, request: Request) -> Block:
-        """Return a block that is in no list, of *nbytes* or more, from the device."""
+    def _new(self, pool: Pool, nbytes: int, _: Request) -> Block | None:
+        """Return a block that is in no list, of *nbytes* or more, from the device; None if it has
+        no more even when all is given back that can be."""
         found = self._try(pool, nbytes)
         if found is None:
             self.release_cached()
             self.retries += 1
             found = self._try(pool, nbytes)
+        return found
+
+    def _new_or_beyond(self, pool: Pool, nbytes: int, request: Request) -> Block:
+        """Return the same, beyond the limit if need be."""
+        found = self._new(pool, nbytes, request)
         if found is None:
             self.failures += 1
             if self.failed is None:

@@ -6,7 +6,7 @@ is shown a process from its start: parameters and batch, a first step in which g
 optimizer's states appear, and further steps until one takes nothing more of the device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ..schedules import Fetch, Free, Instruction, Rerun, Run, Schedule
@@ -22,6 +22,14 @@ follow it."""
 LEAST_STEPS: Final = 3
 MOST_STEPS: Final = 6
 """So many steps of a process are shown, fewer if one takes nothing more of the device."""
+
+NEXT_STEPS: Final = 10
+"""So many steps of a process that goes on are shown, unless one fails. Within a limit the first may
+take all of it, and where blocks lie goes on to change."""
+
+Leaner = Callable[[int], int]
+"""What a convolution asks for where there is no room for a workspace of so many bytes: less, and 0
+in the end. cuDNN then takes an algorithm that needs less, and torch goes on with that one."""
 
 _MADE_LATE: Final = frozenset({"optimizer-state", "parameter-gradient"})
 
@@ -52,12 +60,40 @@ def occupy(trace: Trace, schedule: Schedule, allocator: Allocator) -> dict[int, 
     return {}
 
 
-class Process:
-    """A training process: which block each storage has, from step to step."""
+def go_on(
+    trace: Trace,
+    schedule: Schedule,
+    allocator: CachingAllocator,
+    blocks: Mapping[int, int],
+    leaner: Leaner | None = None,
+) -> set[int]:
+    """Put the next steps of a process to an allocator in which it has left something.
 
-    def __init__(self, facts: Facts, allocator: Allocator) -> None:
+    *blocks* are those of storages that are there already, 0 or above. Return the convolutions that
+    did not get their workspace, which all must have unless *leaner* says what they ask for instead.
+    """
+    process = Process(trace.facts, allocator, leaner)
+    process.begin(blocks)
+    process.step(schedule.instructions)
+    for _ in range(1, NEXT_STEPS):
+        if allocator.failures:
+            break
+        process.repeat()
+        process.step(schedule.instructions)
+    return process.denied
+
+
+class Process:
+    """A training process: which block each storage has, from step to step.
+
+    *denied* are the operations that did not get their workspace.
+    """
+
+    def __init__(self, facts: Facts, allocator: Allocator, leaner: Leaner | None = None) -> None:
+        self.denied: set[int] = set()
         self._facts = facts
         self._allocator = allocator
+        self._leaner = leaner
         self._block: dict[int, int] = {}  # of the storages that are there
         self._blocks = 0
         self._late: set[int] = set()  # storages that come with their first use
@@ -67,10 +103,13 @@ class Process:
             if storage.becomes is not None
         }
 
-    def begin(self) -> None:
-        """Begin with all that is there when a step starts."""
+    def begin(self, blocks: Mapping[int, int] | None = None) -> None:
+        """Begin with all that is there when a step starts; *blocks* are there already."""
+        if blocks:
+            self._block |= blocks
+            self._blocks = max(blocks.values()) + 1
         for s, alive in enumerate(self._facts.alive_at_start):
-            if alive:
+            if alive and s not in self._block:
                 self._allocate(s)
 
     def begin_fresh(self) -> None:
@@ -136,16 +175,20 @@ class Process:
             self._allocate(s)
         inside = facts.inside(op, algorithm) if algorithm else facts.inside_nbytes[op]
         if inside:
-            self._allocator.allocate(WORKSPACE, inside)
+            inside = self._work(op, WORKSPACE, inside)
             self._allocator.free(WORKSPACE, inside)
 
     def _in_order(self, op: int, order: tuple[int, ...]) -> None:
         allocator, nbytes = self._allocator, self._facts.nbytes
         results = iter(self._facts.fresh[op])
         temporaries: list[int] = []
-        for entry in order:
+        for k, entry in enumerate(order):
             if entry > 0:
-                allocator.allocate(WORKSPACE - len(temporaries), entry)
+                block = WORKSPACE - len(temporaries)
+                if order[k + 1] == -len(temporaries) - 1:
+                    entry = self._work(op, block, entry)
+                else:
+                    allocator.allocate(block, entry)
                 temporaries.append(entry)
             elif entry < 0:
                 allocator.free(WORKSPACE - (-entry - 1), temporaries[-entry - 1])
@@ -153,6 +196,22 @@ class Process:
                 self._allocate(next(s for s in results if nbytes[s]))
         for s in results:  # of no bytes
             self._allocate(s)
+
+    def _work(self, op: int, block: int, nbytes: int) -> int:
+        """Give an operation what it takes and gives back at once; return how much that is."""
+        allocator = self._allocator
+        lean = self._leaner
+        if (
+            lean is None
+            or not isinstance(allocator, CachingAllocator)
+            or self._facts.trace.operations[op].kind != "conv"
+        ):
+            allocator.allocate(block, nbytes)
+            return nbytes
+        while not allocator.try_allocate(block, nbytes):
+            self.denied.add(op)
+            nbytes = lean(nbytes)
+        return nbytes
 
     def _allocate(self, s: int) -> None:
         self._block[s] = self._blocks

@@ -10,7 +10,7 @@ known.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -62,23 +62,33 @@ def state_before(snapshot: Snapshot) -> Iterator[tuple[bool, list[Piece]]]:
         for span in _segments_before(snapshot):
             yield span.small, _pieces(snapshot, span, used, slack=not span.small)
     else:
-        ranges: dict[bool, list[Piece]] = {}
-        for span in _pages_before(snapshot):
-            pieces = ranges.setdefault(span.small, [])
-            if pieces:
-                end = pieces[-1].address + pieces[-1].nbytes
-                pieces.append(Piece(end, span.address - end, None, mapped=False))
-            pieces += _pieces(snapshot, span, used, slack=False)
-        for small, pieces in ranges.items():
-            end = pieces[-1].address + pieces[-1].nbytes
-            page = SMALL_SEGMENT_NBYTES if small else LARGE_SEGMENT_NBYTES
-            pieces.append(Piece(end, _RANGE_NBYTES // page * page, None, mapped=False))
-            yield small, pieces
+        yield from ranges(
+            (span.small, _pieces(snapshot, span, used, slack=False))
+            for span in _pages_before(snapshot)
+        )
     if used:
         raise InvalidInput(
             f"{snapshot.path}: the block at {used[0].address:#x} was in use before the first "
             "event, but no segment was there: events are missing"
         )
+
+
+def ranges(stretches: Iterable[tuple[bool, list[Piece]]]) -> Iterator[tuple[bool, list[Piece]]]:
+    """Yield the range of each pool (small?) with what is mapped of it, given by address, and
+    unmapped addresses between and after that."""
+    found: dict[bool, list[Piece]] = {}
+    for small, mapped in stretches:
+        pieces = found.setdefault(small, [])
+        if pieces:
+            end = pieces[-1].address + pieces[-1].nbytes
+            if end < mapped[0].address:
+                pieces.append(Piece(end, mapped[0].address - end, None, mapped=False))
+        pieces += mapped
+    for small, pieces in found.items():
+        end = pieces[-1].address + pieces[-1].nbytes
+        page = SMALL_SEGMENT_NBYTES if small else LARGE_SEGMENT_NBYTES
+        pieces.append(Piece(end, _RANGE_NBYTES // page * page, None, mapped=False))
+        yield small, pieces
 
 
 def _used_before(snapshot: Snapshot) -> list[_Used]:

@@ -25,6 +25,7 @@ from superneurons.errors import DoesNotFit
 from superneurons.executor import Executor
 from superneurons.notation import parse_bytes
 from superneurons.policies import decide
+from superneurons.policies.reserve import Reserved
 
 OFFLOAD = "liveness+offload:release=pressure,lookahead=20"
 CASES = [
@@ -106,12 +107,12 @@ def case(model: str, batch: int, budget: str, policy: str) -> dict[str, Any]:
     return line | {"outcome": "accepted, and ran"} | measured(runs)
 
 
-def unjudged(policy: Any, trace: Any, machine: Any, budget: int | None, _: str) -> Any:
+def unjudged(policy: Any, trace: Any, machine: Any, budget: int | None, *_: Any) -> Any:
     """Return the policy's schedule, however much it takes."""
     try:
-        return decide(policy, trace, machine, budget)
+        return Reserved(*decide(policy, trace, machine, budget))
     except DoesNotFit:
-        return decide(policy, trace, machine, None)
+        return Reserved(*decide(policy, trace, machine, None))
 
 
 def goes_on(runs: Executor, step: Any) -> bool:

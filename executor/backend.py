@@ -7,10 +7,12 @@ the copy until somebody waits for the ticket. Waiting makes the *computation* wa
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
+
+from ..allocators.standing import Standing
 
 Ticket = Any
 """What a copy under way is known by; each backend has its own."""
@@ -36,6 +38,11 @@ class Backend(ABC):
     def allocator(self) -> str:
         """The model of what the device reserves, by its name in machine files."""
         return "exact"
+
+    def standing(self, addresses: Mapping[int, int]) -> Standing | None:
+        """Return how the device's allocator stands, once it has given back what it can; *addresses*
+        are those of storages. None where nobody can tell."""
+        return None
 
     @property
     def generator(self) -> torch.Generator:

@@ -117,14 +117,22 @@ class Course:
             self.recording = None
             return
         allocator = site.backend.allocator
+        standing = site.backend.standing(recorded.addresses)
         decision = decide_reserved(
-            site.policy, recorded.trace, site.machine, site.budget, allocator
+            site.policy, recorded.trace, site.machine, site.budget, allocator, standing
         )
         limit = site.machine.device_nbytes if site.budget is None else site.budget
         if decision.schedule.limit_nbytes < limit:
             site.say(
                 f"torch's allocator ({allocator}) takes more than is asked for: the schedule has "
                 f"{format_bytes(decision.schedule.limit_nbytes)} of {format_bytes(limit)}"
+            )
+        if decision.leaner:
+            name = recorded.trace.facts.op_names[decision.leaner[0]]
+            site.say(
+                f"there is no room for the workspaces of {len(decision.leaner)} convolutions "
+                f"({name!r} is the first), so cuDNN takes other algorithms there: results may "
+                "differ in the last bits, and take longer"
             )
         _refuse_short(decision.schedule, recorded.trace.facts.op_names)
         plan = Plan(recorded, decision.schedule, decision.ledger)

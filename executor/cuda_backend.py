@@ -5,12 +5,15 @@ is on the device is allocated and freed for the compute stream, and that stream 
 event before the bytes are given up. So no tensor is ever recorded for another stream.
 """
 
+import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from ..allocators.standing import Standing
+from ..traces.readers.snapshot_log import segments_of
 from .backend import Backend, Ticket, host_nbytes
 from .meter import requested
 from .private import raw_stream
@@ -49,6 +52,17 @@ class CudaBackend(Backend):
         segments = torch.cuda.memory_snapshot()
         expandable = any(each.get("is_expandable") for each in segments)
         return "caching-expandable" if expandable else "caching"
+
+    def standing(self, addresses: Mapping[int, int]) -> Standing:
+        """Empty the allocator's cache, and return what is left."""
+        gc.collect()
+        torch.cuda.empty_cache()
+        return Standing(
+            segments_of(torch.cuda.memory_snapshot(), self.device.index),
+            torch.cuda.current_stream(self.device).cuda_stream,
+            self.allocator == "caching-expandable",
+            addresses,
+        )
 
     @property
     def generator(self) -> torch.Generator:

@@ -84,6 +84,11 @@ class Layout:
         """Return which version of its storage was read or saved."""
         return access.version + self._offset[access.life.number]
 
+    def addresses(self) -> dict[str, int]:
+        """Return by name where each storage that the next step finds was at the end of this one."""
+        follows = {s.becomes: s.life.data for s in self.stored if s.becomes is not None}
+        return {s.name: follows.get(s.name, s.life.data) for s in self.stored if s.born < 0}
+
     def _find_storages(self) -> None:
         step = self.step
         for life in step.lives:

@@ -8,7 +8,7 @@ looked up among all tensors of the process.
 import gc
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ from .assemble import assemble
 from .backend import Backend
 from .calls import Call, call_of
 from .entries import View
+from .history import History
 from .layout import Layout
 from .log import Log
-from .meter import CudaMeter
+from .meter import CudaMeter, counted
 from .modules import Modules
 from .private import Overload, backward_pass, compiled_frames, observed, version
 from .provenance import provenance
@@ -43,7 +44,8 @@ class Recorded(NamedTuple):
     that it is of, -1 for what is elsewhere, and *askers* the node that asked for it, "" for none.
 
     *repeatable* is what is known of operations that may run again, and *sequence* all operators
-    that were dispatched outside backward, in order.
+    that were dispatched outside backward, in order. *addresses* say, for what is alive when a step
+    starts, where it was when this one ended.
     """
 
     trace: Trace
@@ -54,6 +56,7 @@ class Recorded(NamedTuple):
     askers: list[str]
     repeatable: Repeatable
     sequence: list[Overload]
+    addresses: dict[int, int]
 
     def timed(self, trace: Trace) -> "Recorded":
         """Return the same step with a trace that has times."""
@@ -97,12 +100,20 @@ class Recording:
         self._counters.clear()
         frames = compiled_frames()
         watch, saves = Watch(log, self._modules), SafeSaves(log, self._slabs, self._backend)
-        with watch.around(saves, observed(partial(self._observe, saves)), collect=False):
+        last = self.missing <= 1 and log.device.type == "cuda"
+        history = History(log.device) if last else None
+        with (
+            nullcontext() if history is None else history.recorded(counted(log.device)),
+            watch.around(saves, observed(partial(self._observe, saves)), collect=False),
+        ):
             yield
         if compiled_frames() > frames:
             raise Unsupported(COMPILED)
         log.poll()
         saves.settle()
+        if history is not None:
+            for op in log.operations[watch.start :]:
+                history.settle(op)
         self.missing = max(0, self.missing - 1)
         self.stayed_nbytes = saves.stayed_nbytes
         step = watch.step(saves)
@@ -166,6 +177,7 @@ class Recording:
             saves.askers,
             repeatable,
             self._sequence,
+            {facts.storage_index[name]: where for name, where in layout.addresses().items()},
         )
 
     def _lasting(

@@ -592,3 +592,19 @@ def test_under_a_limit_the_cache_is_given_back_before_a_schedule_does_not_fit():
     report = simulate(trace, policy, machine, budget)
     assert report.fits
     assert free_run.device_peak_bytes <= report.reserved_peak_bytes <= budget
+
+
+# -- where asking may fail -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+def test_what_may_fail_takes_nothing_beyond_the_limit(expandable):
+    allocator = filled(20 * MIB, 20 * MIB, expandable=expandable, limit=50 * MIB)
+    free(allocator, 1)
+    assert not allocator.try_allocate(2, 40 * MIB)
+    assert (allocator.retries, allocator.failures) == (1, 0)
+    assert allocator.allocated_nbytes == allocator.reserved_nbytes == 20 * MIB
+    assert allocator.try_allocate(2, 20 * MIB)
+    assert allocator.allocated_nbytes == 40 * MIB
+    assert allocator.try_allocate(3, 0)
+    assert allocator.failures == 0

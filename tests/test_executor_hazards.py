@@ -1,6 +1,7 @@
 """Ways to a silently wrong gradient: each right, or refused loudly."""
 
 import gc
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -11,10 +12,13 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
 from training import Everything, executor, undisturbed  # noqa: E402
 
+from superneurons.allocators.standing import Standing  # noqa: E402
 from superneurons.errors import DoesNotFit, Unsupported  # noqa: E402
 from superneurons.executor import slabs  # noqa: E402
 from superneurons.executor.backend import STREAMS  # noqa: E402
 from superneurons.executor.cpu_backend import EmulatedBackend  # noqa: E402
+from superneurons.executor.storages import Life  # noqa: E402
+from superneurons.traces.readers.snapshot_log import segments_of  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -312,6 +316,61 @@ def test_what_the_allocator_reserves_has_to_fit(budget, runs):
     else:
         with pytest.raises(DoesNotFit, match=r"torch's allocator \(caching\)"):
             step()
+
+
+class Filled(Caching):
+    """Such a device on which the process has segments already, which others fill."""
+
+    def __init__(self, nbytes):
+        super().__init__()
+        self.nbytes = nbytes
+        self.asked = []
+
+    def standing(self, addresses):
+        self.asked.append(addresses)
+        block = {"size": self.nbytes, "requested_size": self.nbytes, "state": "active_allocated"}
+        told = {"address": 0, "total_size": self.nbytes, "segment_type": "large", "blocks": [block]}
+        return Standing(segments_of([told], 0), 0, False, addresses)
+
+
+@pytest.mark.parametrize(("nbytes", "runs"), [(4 << 20, True), (6 << 20, False)])
+def test_a_schedule_has_to_fit_beside_what_the_process_has(nbytes, runs):
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Tanh())
+    backend = Filled(nbytes)
+    executed = executor("liveness", budget="7MiB", backend=backend)
+    refused = nullcontext() if runs else pytest.raises(DoesNotFit, match="would take")
+    with refused:
+        for _ in range(4):
+            with executed.step():
+                model(torch.ones(6)).sum().backward()
+    [addresses] = backend.asked
+    if runs:
+        facts = executed.plans[0].trace.facts
+        assert sorted(addresses) == [s for s, alive in enumerate(facts.alive_at_start) if alive]
+
+
+def test_what_a_step_leaves_is_where_the_next_one_finds_it(monkeypatch):
+    plain = Life.__init__
+
+    def located(life, number, storage, born):
+        plain(life, number, storage, born)
+        life.data = storage.data_ptr()
+
+    monkeypatch.setattr(Life, "__init__", located)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Tanh())
+    backend = Filled(4 << 20)
+    executed = executor("liveness", backend=backend)
+    for _ in range(3):
+        there = {p.data_ptr(): p.grad.data_ptr() for p in model.parameters() if p.grad is not None}
+        with executed.step():
+            model.zero_grad()  # so each step has gradients of its own
+            model(torch.ones(2, 6)).sum().backward()
+    [addresses] = backend.asked
+    names = executed.plans[0].trace.facts.names
+    found = {names[s]: address for s, address in addresses.items()}
+    for name, parameter in model.named_parameters():
+        assert found[name] == parameter.data_ptr()
+        assert found[f"{name}.grad"] == there[parameter.data_ptr()]
 
 
 class Counting(EmulatedBackend):

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
 from msgspec import Struct
 
 from ...errors import InvalidInput
@@ -172,6 +173,12 @@ def read_snapshot(path: Path | str, device: int | None = None) -> Snapshot:
         used_at_start=used,
         history=_history(content, number, older=bool(used) or _older_segments(events, segments)),
     )
+
+
+def segments_of(raw: object, device: int) -> tuple[Segment, ...]:
+    """Return a device's segments as `torch.cuda.memory_snapshot()` tells of them."""
+    found = msgspec.convert(raw, list[_Segment])
+    return tuple(_segment(each) for each in found if each.device == device)
 
 
 def _unpickle(path: Path) -> object:
