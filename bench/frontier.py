@@ -90,6 +90,7 @@ ALSO = {
 PEAKS = ("requested", "allocated", "reserved")
 WARM = 2
 TIMED = 5
+LEAST = 3  # however long they take
 LONG_S = 1.5
 """Steps are timed until there are so many and so long has passed."""
 PINNED_NBYTES = 32 << 30
@@ -345,16 +346,15 @@ def predicted(executor: Executor, like: str) -> dict[str, Any]:
 def timed(step: Callable[[], object], deadline: float, warm: int) -> dict[str, Any]:
     """Return the median time of a step from idle to idle, and the peaks, as far as time allows."""
     began = time.perf_counter()
-    for number in range(warm):
-        if number < warm - 1 or time.perf_counter() < deadline:  # pinning may take long
-            step()
+    for _ in range(warm):
+        step()
     synchronize()
     first_s = time.perf_counter() - began
     times: list[int] = []
     peaks = []
     began = time.perf_counter()
     while len(times) < TIMED or time.perf_counter() - began < LONG_S:
-        if len(times) == 50 or (times and time.perf_counter() > deadline):
+        if len(times) == 50 or (len(times) >= LEAST and time.perf_counter() > deadline):
             break
         if CUDA:
             torch.cuda.reset_peak_memory_stats()

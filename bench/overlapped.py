@@ -48,7 +48,8 @@ class Overlapped:
     """`with overlapped:` around a step. Pinned memory is kept from step to step."""
 
     def __init__(self, device: torch.device, parameters: Any) -> None:
-        self.device: Final = device
+        # A tensor's device has a number.
+        self.device: Final = torch.empty(0, device=device).device
         self.pool: Final[dict[int, list[tuple[Tensor, Any]]]] = {}
         self.pinned_nbytes = 0
         self._cuda = device.type == "cuda"

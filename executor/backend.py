@@ -17,6 +17,9 @@ from ..allocators.standing import Standing
 Ticket = Any
 """What a copy under way is known by; each backend has its own."""
 
+DrawState = Any
+"""What random operators draw from at some place; each backend has its own."""
+
 
 class Backend(ABC):
     """A device with tiers beside it. *nothing* is an empty tensor there, *tiers* are names.
@@ -44,10 +47,13 @@ class Backend(ABC):
         are those of storages. None where nobody can tell."""
         return None
 
-    @property
-    def generator(self) -> torch.Generator:
-        """Where random operators on the device draw from, if nobody says otherwise."""
-        return torch.default_generator
+    def draw_state(self) -> DrawState:
+        """Return the state that random operators on the device draw from."""
+        return torch.default_generator.get_state()
+
+    def draw_from(self, state: DrawState) -> None:
+        """Let random operators draw from a state that there was in this step."""
+        torch.default_generator.set_state(state)
 
     def allocated_nbytes(self) -> int | None:
         """Return the bytes that the device has given out, None where nobody counts them."""

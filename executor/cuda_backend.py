@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import torch
 
 from ..allocators.standing import Standing
+from ..errors import Unsupported
 from ..traces.readers.snapshot_log import segments_of
-from .backend import Backend, Ticket, host_nbytes
+from .backend import Backend, DrawState, Ticket, host_nbytes
 from .meter import requested
 from .private import raw_stream
 
@@ -64,10 +65,25 @@ class CudaBackend(Backend):
             addresses,
         )
 
-    @property
-    def generator(self) -> torch.Generator:
-        """The GPU's own: its state is a seed and an offset."""
-        return torch.cuda.default_generators[self.device.index or 0]
+    def draw_state(self) -> DrawState:
+        """Return seed and offset of the GPU's generator."""
+        generator = torch.cuda.default_generators[self._index]
+        return generator.initial_seed(), generator.get_offset()
+
+    def draw_from(self, state: DrawState) -> None:
+        """Set the offset alone: a generator that is given a whole state has cuDNN's dropout begin
+        anew in the recurrent networks of the steps to come.
+
+        Raises Unsupported if the seed is another one by now.
+        """
+        seed, offset = state
+        generator = torch.cuda.default_generators[self._index]
+        if generator.initial_seed() != seed:
+            raise Unsupported(
+                "the step sets a seed after a random operation that is to run again; set it "
+                "between steps, or take a policy that keeps or offloads"
+            )
+        generator.set_offset(offset)
 
     def allocated_nbytes(self) -> int:
         """Return the bytes that were asked for and are there."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..schedules import Copy, Discard, Free, Rerun, Run, Schedule
+from .backend import DrawState
 from .calls import Call, Place
 from .entries import View
 from .operators import EMPTY, operator
@@ -46,7 +47,7 @@ class Captured(NamedTuple):
 
     args: list[Any]
     kwargs: dict[str, Any]
-    state: torch.Tensor | None
+    state: DrawState
 
 
 class Code:

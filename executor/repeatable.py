@@ -59,6 +59,11 @@ class Repeatable:
             if len(found) == 1 and facts.overwriter(s, min(found)) > facts.op_count
         }
         self._unclear = versions.keys() - self.saved.keys()
+        # Its dropout has a state that follows the GPU's generator: nobody else may set that one.
+        self._draws_beside = any(
+            op.kind == "rnn" and (call := calls.get(i)) is not None and call.random
+            for i, op in enumerate(trace.operations)
+        )
         self.trace = msgspec.structs.replace(
             trace,
             operations=tuple(
@@ -73,6 +78,8 @@ class Repeatable:
         facts = self._facts
         call = self.calls.get(i)
         if call is None or call.why or facts.trace.operations[i].phase != "forward":
+            return False
+        if self._draws_beside and facts.trace.operations[i].recompute == "random":
             return False
         for s in facts.reads[i] + facts.fresh[i]:
             if s in self._touched or s in self._unclear:

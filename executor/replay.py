@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import Unsupported
-from .backend import Backend
+from .backend import Backend, DrawState
 from .entries import Entry, Where, looking
 from .private import BelowAutograd, Overload, address, version
 from .recipes import Captured, Code, Recipes, Source
@@ -70,7 +70,7 @@ class Replay:
             ]
         self.witness: Witness | None = None
         if recipes.codes and not (constant and not recipes.draws):
-            self.witness = Witness(recipes, noted, backend.generator, lose)
+            self.witness = Witness(recipes, noted, backend.draw_state, lose)
 
     def observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See an operator of the step, and run it."""
@@ -232,17 +232,14 @@ class Replay:
             else:
                 made[s] = result if inner < 0 else result[inner], version
 
-    def _draw(
-        self, code: Code, args: list[Any], kwargs: dict[str, Any], state: torch.Tensor
-    ) -> Any:
+    def _draw(self, code: Code, args: list[Any], kwargs: dict[str, Any], state: DrawState) -> Any:
         """Run an operation with the random numbers that it drew in forward."""
-        generator = self._backend.generator
-        present = generator.get_state()
-        generator.set_state(state)
+        present = self._backend.draw_state()
+        self._backend.draw_from(state)
         try:
             return code.kernel(*args, **kwargs)
         finally:
-            generator.set_state(present)
+            self._backend.draw_from(present)
 
     def _call(self, code: Code) -> Captured:
         if self.witness is None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .backend import DrawState
 from .log import trains
 from .private import Overload, backward_pass, kernel_of, version_of
 from .recipes import Captured, Code, Recipes
@@ -25,7 +26,7 @@ class Witness:
         self,
         recipes: Recipes,
         noted: Mapping[int, weakref.ref[torch.UntypedStorage]],
-        generator: torch.Generator,
+        draw_state: Callable[[], DrawState],
         lose: Callable[[str], None],
     ) -> None:
         self.captured: dict[int, Captured] = {}
@@ -37,7 +38,7 @@ class Witness:
         self._sequence = recipes.sequence
         self._watched = recipes.watched
         self._last = max(recipes.watched, default=-1)
-        self._generator = generator
+        self._draw_state = draw_state
         self._lose = lose
 
     def miss(self) -> None:
@@ -75,7 +76,7 @@ class Witness:
             return False
         code = found.code
         if code is not None and not code.fixed:
-            state = self._generator.get_state() if code.random else None
+            state = self._draw_state() if code.random else None
             captured = self._capture(code, args, kwargs, state)
             if captured is None:
                 self.done = True
@@ -121,7 +122,7 @@ class Witness:
         code: Code,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        state: torch.Tensor | None,
+        state: DrawState,
     ) -> Captured | None:
         """Return what an operation is called with; None if its tensors are not those recorded."""
         stripped, named = list(args), dict(kwargs) if kwargs else kwargs

@@ -323,7 +323,7 @@ def test_a_tier_beyond_the_host_is_described_by_figures_of_its_own(tmp_path):
 def test_the_second_gpu_of_the_h200_is_a_tier():
     h200 = find_machine("h200")
     assert list(h200.capacities) == ["host", "peer"]
-    assert h200.tier("peer").link.out_ns(394) == 18_001
+    assert h200.tier("peer").link.out_ns(394) == 2_001
 
 
 def test_a_figure_that_is_given_twice_is_refused(tmp_path):
