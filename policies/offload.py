@@ -26,7 +26,7 @@ class Offload(Component):
     *lookahead* operations before the first that needs it; the paper's Fig. 10b is exactly 3. Of
     several tiers (`tier=host/peer`) the first that has room is taken. *most* bounds the bytes that
     leave: those that idle for the most operations go, so that the way back is long enough to be
-    hidden. When the device copy goes is *release*:
+    hidden; what is smaller than *least* stays. When the device copy goes is *release*:
 
     immediate  right after the last forward use, as in Fig. 10b: the compute lane waits for the copy
     a number   that many operations later
@@ -43,6 +43,7 @@ class Offload(Component):
     release: str = "arrival"
     in_flight: NBytes | None = None
     most: NBytes | None = None
+    least: NBytes = 0
 
     def __post_init__(self) -> None:
         if self.lookahead < 0:
@@ -152,7 +153,11 @@ class _Offload(Part):
 def _wanted(policy: Offload, facts: Facts) -> list[int]:
     """Return the checkpoints that are to leave; the others are somebody else's to drop."""
     marked = checkpoints(facts, policy.kinds)
-    wanted = [s for s, leave in enumerate(facts.leave) if leave >= 0 and marked[s]]
+    wanted = [
+        s
+        for s, leave in enumerate(facts.leave)
+        if leave >= 0 and marked[s] and facts.nbytes[s] >= policy.least
+    ]
     left = policy.most
     if left is None:
         return wanted

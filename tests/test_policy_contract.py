@@ -12,6 +12,7 @@ STACKS = [
     "liveness+offload:release=pressure",
     "liveness+offload:in_flight=16B",
     "liveness+offload:most=40B,lookahead=9",
+    "liveness+offload:least=8B+recompute",
     "liveness+cache",
     "liveness+recompute:strategy=speed",
     "recompute:strategy=memory+liveness",

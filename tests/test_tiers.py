@@ -165,3 +165,17 @@ def test_what_fits_beside_forward_is_free_on_the_gpt():
     found = simulate(trace, find_policy("liveness+offload:most=4GB,lookahead=200"), machine)
     assert found.step_time_ns <= plain.step_time_ns * 1.005
     assert found.device_peak_bytes <= plain.device_peak_bytes - 3_500_000_000
+
+
+def test_what_is_small_stays():
+    trace = find_trace("resnet50-b128")
+    policy = "liveness+offload:kinds=norm,most=900MB,lookahead=60{}+recompute:strategy=speed"
+    every, large = (
+        simulate(trace, find_policy(policy.format(least)), find_machine("h200"))
+        for least in ("", ",least=1MiB")
+    )
+    sent = decide(
+        find_policy(policy.format(",least=1MiB")), trace, find_machine("h200"), None
+    ).schedule.instructions
+    assert min(trace.facts.nbytes[s.storage] for s in sent if isinstance(s, Copy)) >= MIB
+    assert large.step_time_ns <= every.step_time_ns
