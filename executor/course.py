@@ -23,6 +23,9 @@ FRUITLESS: Final = 2
 GROWTH_NBYTES: Final = 1 << 20
 """How much more a step may find on the device than the one before, until it is recorded again."""
 
+SPARE_PERCENT: Final = 2
+"""How much more of the budget a schedule leaves free each time that one has run out of memory."""
+
 SURPRISES: Final = 8
 """After how many surprises in steps of one signature nothing is recorded again."""
 
@@ -79,6 +82,7 @@ class Course:
         self._surprises = 0
         self._growths = 0
         self._start_nbytes: int | None = None
+        self._spare_nbytes = 0
 
     def record(self, *, first: bool) -> Recording:
         """Return the recording under way, a new one if there is none."""
@@ -118,10 +122,11 @@ class Course:
             return
         allocator = site.backend.allocator
         standing = site.backend.standing(recorded.addresses)
-        decision = decide_reserved(
-            site.policy, recorded.trace, site.machine, site.budget, allocator, standing
-        )
         limit = site.machine.device_nbytes if site.budget is None else site.budget
+        budget = limit - self._spare_nbytes if self._spare_nbytes else site.budget
+        decision = decide_reserved(
+            site.policy, recorded.trace, site.machine, budget, allocator, standing
+        )
         if decision.schedule.limit_nbytes < limit:
             site.say(
                 f"torch's allocator ({allocator}) takes more than is asked for: the schedule has "
@@ -155,6 +160,21 @@ class Course:
             "there is more on the device than when the step was recorded (the states of an "
             "optimizer that had skipped its steps?), so it is recorded again"
         )
+        self.record(first=False)
+
+    def ran_out(self) -> None:
+        """A step by a schedule ran out of memory: whatever took it, the next schedule leaves more
+        of it free."""
+        limit = self._site.machine.device_nbytes
+        limit = limit if self._site.budget is None else self._site.budget
+        self._spare_nbytes = min(limit // 2, self._spare_nbytes + limit * SPARE_PERCENT // 100)
+        self._site.say(
+            "a step ran out of memory by its schedule, for torch's allocator took more than its "
+            "model says, or the step does; the next one is recorded again, and its schedule leaves "
+            f"{SPARE_PERCENT} % more free each time"
+        )
+        self.plans.clear()
+        self.usual = None
         self.record(first=False)
 
     def surprised(self, why: str) -> None:

@@ -190,9 +190,11 @@ class Executor:
                 step.watched(),
             ):
                 yield
-        except BaseException:
+        except BaseException as error:
             step.abandon()
             self.backend.drain()
+            if isinstance(error, torch.OutOfMemoryError):
+                course.ran_out()
             raise
         step.finish()
         step.journal.end(self.steps, step.why, self.backend.waited_ns(), self.backend.copied_ns())

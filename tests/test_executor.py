@@ -374,6 +374,30 @@ def test_after_an_exception_the_next_step_works(step, where, error):
     assert isinstance(y.grad_fn._saved_result, torch.Tensor)  # no hooks are left
 
 
+def test_after_running_out_of_memory_the_next_schedule_leaves_more_free():
+    model = deep()
+    runs = executor("liveness", budget="100MB")
+    limits, modes = [], []
+
+    def step(broken):
+        with runs.step():
+            model(torch.ones(3, 12)).sum().backward()
+            if broken:
+                raise torch.OutOfMemoryError
+
+    for i in range(8):
+        if i in (3, 5):
+            with pytest.raises(torch.OutOfMemoryError):
+                step(broken=True)
+            continue
+        step(broken=False)
+        modes.append(runs.report.mode)
+        limits += [plan.schedule.limit_nbytes for plan in runs.plans]
+    assert modes == ["safe", "recorded", "executed", "recorded", "recorded", "executed"]
+    assert limits == [100_000_000, 96_000_000]
+    assert sum("ran out of memory" in notice for notice in runs.notices) == 1
+
+
 def test_a_graph_that_is_dropped_gives_everything_back():
     model = deep()
     runs = executor(Everything())
