@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# All that is measured on a GPU, phase by phase, into a folder:
+#
+#     bash bench/gpu.sh OUT [tests] [budgets] [execute] [frontier] [beyond] [copies] [plots] [truth]
+#
+# On an H200 with 16 cores: tests 2 minutes, budgets 2, execute 5, frontier 6, beyond 4, copies 1,
+# plots 1, truth 8. What is written is what bench/results/ holds, and what the tables are made of.
+set -u
+out=$1; shift
+mkdir -p "$out"
+cd "$(dirname "$0")/.."
+cheap=conv/matmul/attention/embedding/add/fork/concat/loss  # what is kept; the rest runs again
+now="liveness+offload:release=immediate"
+again="liveness+recompute:strategy=speed"
+hidden="liveness+offload:most=4GB,lookahead=200"
+export PYTHONUNBUFFERED=1
+
+tests() {
+  CUBLAS_WORKSPACE_CONFIG=:4096:8 python3 -m pytest -q -m gpu -n 10 -p no:benchmark \
+    tests/test_executor_gpu.py > "$out/tests.txt" 2>&1
+  tail -n 1 "$out/tests.txt"
+}
+
+budgets() { python3 bench/budgets.py 6 > "$out/budgets.jsonl"; }
+
+execute() {
+  run() { python3 bench/execute.py "$@" >> "$out/execute.jsonl"; }
+  run small_cnn 4 liveness baseline "$now"
+  run resnet50 128 liveness baseline "$now" liveness+offload \
+    liveness+offload:release=pressure@0.7 liveness+cache@0.5 "$again"
+  run gpt 8 liveness baseline "$now" liveness+offload liveness+offload:release=pressure@0.8 \
+    liveness+cache@0.5 "$hidden" "liveness+recompute:kinds=$cheap" "$hidden+recompute:kinds=$cheap"
+  run bert 32 liveness baseline "$now" liveness+offload \
+    liveness+offload:release=pressure@0.8 liveness+cache@0.6 "liveness+recompute:kinds=$cheap"
+  run unet 8 liveness baseline "$now" liveness+offload \
+    liveness+offload:release=pressure@0.8 liveness+cache@0.6 "$again"
+  run densenet121 64 liveness baseline "$now" liveness+offload \
+    liveness+offload:release=pressure@0.7 liveness+cache@0.5
+  run resnet314 16 liveness "$now" "$again"
+}
+
+frontier() {
+  export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+  run() { python3 bench/frontier.py --seconds 6 "$@" >> "$out/frontier.jsonl"; }
+  few="liveness+offload:kinds=norm,most=900MB,least=1MiB,lookahead=60+recompute:strategy=speed"
+  run resnet50 128 checkpoint sqrt selective save_on_cpu overlapped "$again" "$few" superneurons@0.5
+  run gpt 8 checkpoint sqrt selective "$hidden" "liveness+recompute:kinds=$cheap" \
+    "$hidden+recompute:kinds=$cheap" "liveness+recompute:strategy=speed,kinds=embedding/add"
+  run gpt 8 save_on_cpu overlapped
+  run bert 32 checkpoint sqrt selective save_on_cpu "$again" "liveness+recompute:kinds=$cheap"
+  run unet 8 checkpoint sqrt selective save_on_cpu "$again" \
+    "liveness+recompute:strategy=speed,kinds=pool/concat"
+  run resnet314 16 checkpoint sqrt selective save_on_cpu liveness "$again"
+}
+
+beyond() {
+  python3 bench/beyond.py run resnet50 512 >> "$out/beyond.jsonl"
+  python3 bench/beyond.py run resnet 3902 >> "$out/beyond.jsonl"
+}
+
+copies() { python3 bench/copies.py > "$out/copies.jsonl"; }
+
+plots() {
+  python3 -m superneurons run superneurons.zoo:resnet50:batch=128 --policy superneurons \
+    --budget 6GiB --times resnet50-b128 --plot "$out/resnet50.png" --log "$out/runs.jsonl"
+  python3 -m superneurons run superneurons.zoo:gpt:batch=8 --policy "$hidden" \
+    --times gpt-b8 --plot "$out/gpt.png" --log "$out/runs.jsonl"
+}
+
+truth() { python3 bench/truth.py "$out/recordings" > "$out/truth.jsonl"; }
+
+for phase in "${@:-tests budgets execute frontier beyond copies plots}"; do
+  for each in $phase; do
+    echo "== $each, $(date +%T)"
+    "$each"
+  done
+done
