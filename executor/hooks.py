@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..errors import Unsupported
@@ -64,12 +65,15 @@ class ExecutedStep(Duties):
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Look on inside the block, as far as that is needed."""
-        optimizers = register_optimizer_step_pre_hook(self._see_optimizer)
+        seen = [register_optimizer_step_pre_hook(self._see_optimizer)]
+        if any(plan.recipes.statistics for plan in (self.plan, *self._others.values())):
+            seen.append(register_module_forward_pre_hook(self._see_module))
         try:
             with self._looked_at():
                 yield
         finally:
-            optimizers.remove()
+            for each in seen:
+                each.remove()
             self._replay.see_update(None)
 
     @contextmanager
@@ -147,6 +151,9 @@ class ExecutedStep(Duties):
 
     def _see_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         self._replay.see_update(optimizer)
+
+    def _see_module(self, module: torch.nn.Module, _: object) -> None:
+        self._replay.see_module(module)
 
     def _follow(self, plan: Plan) -> None:
         """Follow a plan, from before its first hook."""

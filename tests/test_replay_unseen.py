@@ -9,6 +9,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from training import executor, undisturbed  # noqa: E402
 
+from superneurons.errors import Unsupported  # noqa: E402
+
 POLICIES = [f"liveness+recompute:strategy={each},kinds=fork" for each in ("speed", "memory")]
 X = torch.arange(24.0).reshape(3, 8) * 0.1
 
@@ -81,3 +83,54 @@ def test_a_tensor_where_none_was_given_makes_another_step(policy):
 
     step = Alike(policy, deep, loss)
     assert all(step(more) for more in (False, False, False, False, True, False))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_optimizer_that_has_become_a_fused_one_is_seen(policy):
+    """Plain PyTorch does not notice it either; but its gradients are other ones."""
+    torch.manual_seed(0)
+    model, runs = deep(), executor(policy)
+
+    def step(fused, early):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+        with runs.step():
+            loss = model(X * 1.0).exp().sum()
+            if early:
+                optimizer.step()
+            loss.backward()
+            optimizer.step()
+            del loss
+
+    for _ in range(4):
+        step(False, False)
+    step(True, False)
+    assert runs.report.mode == "executed"
+    assert runs.report.replays > 0
+    with pytest.raises(Unsupported, match="an optimizer has run since"):
+        step(True, True)
+
+
+def normalized():
+    return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("late", [False, True])
+def test_statistics_that_are_updated_once_after_they_were_computed_from_are_refused(policy, late):
+    """No version tells of it; a module does."""
+
+    def loss(model, odd):
+        model.eval()
+        found = model[2](model[1](model[0](X)).tanh()).exp().sin()
+        found = (found * 1.0).sum() if late else found
+        model.train(odd)
+        if late and odd:
+            with torch.no_grad():
+                model[1](X + 1.0)
+        return found if late else (found * model[1](model[0](X + 1.0)).tanh()).sum()
+
+    step = Alike(policy, normalized, loss)
+    assert all(step(False) for _ in range(4))
+    assert step.runs.report.replays > 0
+    with pytest.raises(Unsupported, match="a module has updated it since"):
+        step(True)
