@@ -33,6 +33,7 @@ from .saves import COMPILED
 from .slabs import Slabs
 from .step import Step
 from .tensors import tensors_of
+from .unseen import Unseen
 from .watch import Watch
 
 
@@ -86,7 +87,8 @@ class Recording:
         self.problem = ""
         self._calls: dict[int, Call] = {}  # by place in the log
         self._sequence: list[Overload] = []
-        self._touched: set[int] = set()  # lives that an unknown operator may have written
+        self._touched: set[int] = set()  # lives that something unknown may have written
+        self._unseen = Unseen(self._log, self._touched)
         self._counters: dict[int, int] = {}  # by life, autograd's count when it was first seen
         if not first:
             enter_all(self._log)
@@ -99,7 +101,9 @@ class Recording:
         self._sequence = []
         self._counters.clear()
         frames = compiled_frames()
-        watch, saves = Watch(log, self._modules), SafeSaves(log, self._slabs, self._backend)
+        self._unseen = Unseen(log, self._touched)
+        watch = Watch(log, self._modules)
+        saves = SafeSaves(log, self._slabs, self._backend, self._unseen)
         last = self.missing <= 1 and log.device.type == "cuda"
         history = History(log.device) if last else None
         with (
@@ -129,6 +133,7 @@ class Recording:
         place, position, forward = log.place(), len(self._sequence), backward_pass() < 0
         if forward:
             self._sequence.append(func)
+            self._unseen.before(args, kwargs)
         result = log.observe(func, args, kwargs)
         what = log.describe(func)
         if what.opaque and not what.waits:
@@ -139,7 +144,10 @@ class Recording:
             }
         if log.place() > place:
             logged = log.operations[-1]
-            if forward:
+            if not forward:
+                self._unseen.forget(logged)
+            else:
+                self._unseen.after(logged, args, kwargs, result)
                 call = call_of(log, logged, func, args, kwargs, result, position)
                 self._calls[place] = call
                 for argument in call.tensors:

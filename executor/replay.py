@@ -138,7 +138,7 @@ class Replay:
     def see_module(self, module: torch.nn.Module) -> None:
         """A module is about to run: in training it may update statistics without a count."""
         for name in ("running_mean", "running_var") if module.training else ():
-            if (found := module._buffers.get(name)) is not None:
+            if isinstance(found := getattr(module, name, None), torch.Tensor):
                 s = self._on.get(address(found.untyped_storage()), -1)
                 self._updated[s] = "a module has updated it"
 
@@ -248,8 +248,8 @@ class Replay:
     def _draw(self, code: Code, args: list[Any], kwargs: dict[str, Any], state: DrawState) -> Any:
         """Run an operation with the random numbers that it drew in forward."""
         present = self._backend.draw_state()
-        self._backend.draw_from(state)
         try:
+            self._backend.draw_from(state)
             return code.kernel(*args, **kwargs)
         finally:
             self._backend.draw_from(present)

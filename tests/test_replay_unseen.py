@@ -1,4 +1,4 @@
-"""What autograd does not count, in a step that differs from the recorded one: right, or refused."""
+"""What nobody counts or tells of, and steps that differ in that: right, or refused."""
 
 from contextlib import nullcontext
 
@@ -134,3 +134,42 @@ def test_statistics_that_are_updated_once_after_they_were_computed_from_are_refu
     assert step.runs.report.replays > 0
     with pytest.raises(Unsupported, match="a module has updated it since"):
         step(True)
+
+
+# -- what no operator tells of ---------------------------------------------------------------------
+
+
+def filled(model, i):
+    """Zeros that a kernel of somebody's own fills."""
+    found = torch.zeros(3, 8)
+    found.numpy()[:] = X.numpy() * (i + 1)
+    return (model(X * 1.0) * found).tanh().sum()
+
+
+class Doubled(torch.autograd.Function):
+    """What it is given is written in place, and saved: nothing reads it in between."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x.detach().numpy()[:] *= 2
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * gradient * x
+
+
+def doubled(model, _):
+    return Doubled.apply(model(X * 1.0).sin()).tanh().sum()
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "liveness+offload+recompute"])
+@pytest.mark.parametrize("loss", [filled, doubled])
+def test_what_is_written_by_no_operator_is_never_computed_again(loss, policy):
+    step = Alike(policy, deep, loss)
+    assert all(step(i) for i in range(5))
+    assert step.runs.report.mode == "executed"
+    assert step.runs.report.replays > 0
