@@ -1,5 +1,6 @@
 """What nobody counts or tells of, and steps that differ in that: right, or refused."""
 
+import gc
 from contextlib import nullcontext
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch.nn.modules.module import _global_forward_pre_hooks  # noqa: E402
+from torch.optim.optimizer import _global_optimizer_pre_hooks  # noqa: E402
 from training import executor, undisturbed  # noqa: E402
 
 from superneurons.errors import Unsupported  # noqa: E402
@@ -173,3 +176,34 @@ def test_what_is_written_by_no_operator_is_never_computed_again(loss, policy):
     assert all(step(i) for i in range(5))
     assert step.runs.report.mode == "executed"
     assert step.runs.report.replays > 0
+
+
+# -- a loss that is kept for after the step --------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("how", ["fused", "statistics"])
+def test_what_is_written_after_the_step_is_seen_while_a_graph_is_kept(policy, how):
+    torch.manual_seed(0)
+    model, other, runs, kept = normalized().eval(), deep(), executor(policy), None
+    for i in range(4):
+        with runs.step():
+            other.zero_grad()
+            loss = (model(X * 1.0).exp().sin() * 1.0).sum()
+            other(X * 1.0).sum().backward()
+            kept = loss if i == 3 else None
+            del loss
+    assert runs.report.mode == "executed"
+    hooks = len(_global_optimizer_pre_hooks), len(_global_forward_pre_hooks)
+    assert hooks == (1, 1)  # of the kept graph
+    for each in model.parameters():
+        each.grad = torch.ones_like(each)
+    if how == "fused":
+        torch.optim.SGD(model.parameters(), lr=0.1, fused=True).step()
+    else:
+        model.train()(X * 1.0)
+    with pytest.raises(Unsupported, match=r"(run|updated it) since"):
+        kept.backward()
+    del kept
+    gc.collect()
+    assert (len(_global_optimizer_pre_hooks), len(_global_forward_pre_hooks)) == (0, 0)
