@@ -196,7 +196,7 @@ class Recording:
     ) -> tuple[Lasting, set[int]]:
         """Return, by storage of the trace, the parameters and buffers on it, and those of them that
         an optimizer writes without a count of versions, as fused ones do. What else is written so
-        is left out: running statistics, `.data` of a parameter."""
+        is left out: running statistics, `.data` of a parameter without an optimizer."""
         found: dict[int, list[weakref.ref[torch.Tensor]]] = {}
         silent: set[int] = set()
         log = self._log
@@ -208,8 +208,20 @@ class Recording:
                 first = self._counters.get(life.number, -1)
                 if writers[s] and not -1 < first < version(tensor):
                     silent.add(s)
+        parameters = (
+            each
+            for optimizer in self._modules.optimizers
+            for group in optimizer.param_groups
+            for each in group["params"]
+        )
+        told = {
+            life.number
+            for each in parameters
+            if log.here(each) and (life := log.book.find(each)) is not None
+        }
+        optimized = {index[number] for number in told if number in index}
         for s in list(silent):
-            if any(phases[op] != "optimizer" for op in writers[s]):
+            if s not in optimized or any(phases[op] != "optimizer" for op in writers[s]):
                 silent.remove(s)
                 del found[s]
         return found, silent

@@ -113,6 +113,28 @@ def test_an_optimizer_that_has_become_a_fused_one_is_seen(policy):
         step(True, True)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_parameters_that_are_written_by_hand_are_no_source(policy):
+    """Nobody tells when: so what starts from them stays, and an early write is right, too."""
+    runs, found = executor(policy), []
+    for around in (runs.step, nullcontext):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+        for i in range(6):
+            with around():
+                model.zero_grad()
+                loss = model(X * 1.0).tanh().exp().sin().sum()
+                for each in model.parameters() if i == 4 else ():
+                    each.data.clamp_(-0.01, 0.01)
+                loss.backward()
+                del loss
+                for each in model.parameters():
+                    each.data.add_(each.grad, alpha=-0.1)
+            found.append([each.clone() for each in model.parameters()])
+    for ours, theirs in zip(found[:6], found[6:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def normalized():
     return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8))
 
