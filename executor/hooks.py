@@ -9,8 +9,10 @@ operation and is asked for by another is refused: that one may have filled it af
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..errors import Unsupported
@@ -64,13 +66,31 @@ class ExecutedStep(Duties):
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Look on inside the block, as far as that is needed."""
-        optimizers = register_optimizer_step_pre_hook(self._see_optimizer)
+        seen = self._told_of_writes(weakref.ref(self))
         try:
             with self._looked_at():
                 yield
         finally:
-            optimizers.remove()
+            for each in seen:
+                each.remove()
             self._replay.see_update(None)
+
+    def _told_of_writes(self, watch: "weakref.ref[ExecutedStep]") -> list[Any]:
+        """Have the step told of optimizers and modules that may write without a count; return what
+        ends that."""
+
+        def see_optimizer(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            if (step := watch()) is not None:
+                step._replay.see_update(optimizer)
+
+        def see_module(module: torch.nn.Module, _: object) -> None:
+            if (step := watch()) is not None:
+                step._replay.see_module(module)
+
+        seen: list[Any] = [register_optimizer_step_pre_hook(see_optimizer)]
+        if any(plan.recipes.statistics for plan in (self.plan, *self._others.values())):
+            seen.append(register_module_forward_pre_hook(see_module))
+        return seen
 
     @contextmanager
     def _looked_at(self) -> Iterator[None]:
@@ -141,12 +161,12 @@ class ExecutedStep(Duties):
         waiting = [entry for s in self._entries if (entry := self._entry_of(s)) is not None]
         if all(entry.where is not Where.AWAY or entry.blocks for entry in waiting):
             self._replay.end()
+        else:  # a graph that is kept: what it starts from may be written after the step, too
+            for each in self._told_of_writes(weakref.ref(self)):
+                weakref.finalize(self, each.remove).atexit = False
         self._entries.clear()
         self._leaving.clear()
         self._replay.made.clear()
-
-    def _see_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        self._replay.see_update(optimizer)
 
     def _follow(self, plan: Plan) -> None:
         """Follow a plan, from before its first hook."""

@@ -148,8 +148,9 @@ class Recipes:
 
     *of* has the recipe of each storage that is dropped without a copy, if there is one, and
     *dropped* are all of those. *codes* are the operations, *sources* the saved storages that they
-    start from, and *lasting* the parameters and buffers, by storage. *sequence* are the operators
-    of forward, and *watched* what is to be seen at some of their positions.
+    start from, and *lasting* the parameters and buffers, by storage, *statistics* the buffers among
+    them. *sequence* are the operators of forward, and *watched* what is to be seen at some of their
+    positions.
     """
 
     def __init__(
@@ -184,6 +185,11 @@ class Recipes:
                 watched.results.append((result.inner, s, result.view))
 
         self.known = self.sources | self.of.keys()
+        self.statistics = {
+            s
+            for s, found in self.lasting.items()
+            if any(not isinstance(each(), torch.nn.Parameter) for each in found)
+        }
 
     @property
     def current(self) -> bool:

@@ -33,6 +33,7 @@ from .saves import COMPILED
 from .slabs import Slabs
 from .step import Step
 from .tensors import tensors_of
+from .unseen import Unseen
 from .watch import Watch
 
 
@@ -86,7 +87,8 @@ class Recording:
         self.problem = ""
         self._calls: dict[int, Call] = {}  # by place in the log
         self._sequence: list[Overload] = []
-        self._touched: set[int] = set()  # lives that an unknown operator may have written
+        self._touched: set[int] = set()  # lives that something unknown may have written
+        self._unseen = Unseen(self._log, self._touched)
         self._counters: dict[int, int] = {}  # by life, autograd's count when it was first seen
         if not first:
             enter_all(self._log)
@@ -99,7 +101,9 @@ class Recording:
         self._sequence = []
         self._counters.clear()
         frames = compiled_frames()
-        watch, saves = Watch(log, self._modules), SafeSaves(log, self._slabs, self._backend)
+        self._unseen = Unseen(log, self._touched)
+        watch = Watch(log, self._modules)
+        saves = SafeSaves(log, self._slabs, self._backend, self._unseen)
         last = self.missing <= 1 and log.device.type == "cuda"
         history = History(log.device) if last else None
         with (
@@ -129,6 +133,7 @@ class Recording:
         place, position, forward = log.place(), len(self._sequence), backward_pass() < 0
         if forward:
             self._sequence.append(func)
+            self._unseen.before(args, kwargs)
         result = log.observe(func, args, kwargs)
         what = log.describe(func)
         if what.opaque and not what.waits:
@@ -139,7 +144,10 @@ class Recording:
             }
         if log.place() > place:
             logged = log.operations[-1]
-            if forward:
+            if not forward:
+                self._unseen.forget(logged)
+            else:
+                self._unseen.after(logged, args, kwargs, result)
                 call = call_of(log, logged, func, args, kwargs, result, position)
                 self._calls[place] = call
                 for argument in call.tensors:
@@ -188,7 +196,7 @@ class Recording:
     ) -> tuple[Lasting, set[int]]:
         """Return, by storage of the trace, the parameters and buffers on it, and those of them that
         an optimizer writes without a count of versions, as fused ones do. What else is written so
-        is left out: running statistics, `.data` of a parameter."""
+        is left out: running statistics, `.data` of a parameter without an optimizer."""
         found: dict[int, list[weakref.ref[torch.Tensor]]] = {}
         silent: set[int] = set()
         log = self._log
@@ -200,8 +208,20 @@ class Recording:
                 first = self._counters.get(life.number, -1)
                 if writers[s] and not -1 < first < version(tensor):
                     silent.add(s)
+        parameters = (
+            each
+            for optimizer in self._modules.optimizers
+            for group in optimizer.param_groups
+            for each in group["params"]
+        )
+        told = {
+            life.number
+            for each in parameters
+            if log.here(each) and (life := log.book.find(each)) is not None
+        }
+        optimized = {index[number] for number in told if number in index}
         for s in list(silent):
-            if any(phases[op] != "optimizer" for op in writers[s]):
+            if s not in optimized or any(phases[op] != "optimizer" for op in writers[s]):
                 silent.remove(s)
                 del found[s]
         return found, silent

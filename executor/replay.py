@@ -7,7 +7,7 @@ entry is waiting for. Nothing that the program may see is ever written.
 
 import weakref
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -52,7 +52,7 @@ class Replay:
     ) -> None:
         self.made: dict[int, Again] = {}
         self.whole = True
-        self._updated: set[int] = set()
+        self._updated: dict[int, str] = {}  # by storage, what has written it
         self._proved: dict[int, torch.Tensor] = {}  # parameters, while operations run
         self.recipes = recipes
         self._backend = backend
@@ -68,6 +68,7 @@ class Replay:
                 Kept(weakref.ref(each), address(each.untyped_storage()), version(each))
                 for each in tensors
             ]
+        self._on = {found[0].address: s for s, found in self._lasting.items() if found}
         self.witness: Witness | None = None
         if recipes.codes and not (constant and not recipes.draws):
             self.witness = Witness(recipes, noted, backend.draw_state, lose)
@@ -122,12 +123,24 @@ class Replay:
     def see_update(self, optimizer: torch.optim.Optimizer | None) -> None:
         """An optimizer is about to run, or, without one, any may: what it writes without a count of
         versions is no source any more."""
-        mine = None
-        if optimizer is not None:
-            mine = {id(each) for group in optimizer.param_groups for each in group["params"]}
-        for s in self.recipes.repeatable.silent & self._lasting.keys():
-            if mine is None or any(id(kept.tensor()) in mine for kept in self._lasting[s]):
-                self._updated.add(s)
+        silent = self.recipes.repeatable.silent & self._lasting.keys()
+        if optimizer is None:
+            self._updated.update(dict.fromkeys(silent, RUN))
+            return
+        ours = type(optimizer).__module__.startswith("torch.optim")
+        for group in optimizer.param_groups:
+            counts = ours and not group.get("fused")
+            for each in group["params"] if silent or not counts else ():
+                s = self._on.get(address(each.untyped_storage()), -1)
+                if s in silent or not (counts or each.grad is None):
+                    self._updated[s] = RUN
+
+    def see_module(self, module: torch.nn.Module) -> None:
+        """A module is about to run: in training it may update statistics without a count."""
+        for name in ("running_mean", "running_var") if module.training else ():
+            if isinstance(found := getattr(module, name, None), torch.Tensor):
+                s = self._on.get(address(found.untyped_storage()), -1)
+                self._updated[s] = "a module has updated it"
 
     def forget(self, s: int) -> None:
         """Let go of what was run again."""
@@ -235,8 +248,8 @@ class Replay:
     def _draw(self, code: Code, args: list[Any], kwargs: dict[str, Any], state: DrawState) -> Any:
         """Run an operation with the random numbers that it drew in forward."""
         present = self._backend.draw_state()
-        self._backend.draw_from(state)
         try:
+            self._backend.draw_from(state)
             return code.kernel(*args, **kwargs)
         finally:
             self._backend.draw_from(present)
@@ -271,7 +284,7 @@ class Replay:
         if found is not None:
             return found
         if s in self._updated:
-            raise self._fault(s, "an optimizer has run since")
+            raise self._fault(s, f"{self._updated[s]} since")
         for reference, where, count in self._lasting[s]:
             found = reference()
             if (
@@ -292,3 +305,6 @@ class Replay:
             f"{self.recipes.facts.names[s]!r} must be as in forward, but {why}; take a policy that "
             "does not drop what starts from it"
         )
+
+
+RUN: Final = "an optimizer has run"

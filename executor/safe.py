@@ -15,10 +15,11 @@ from .backend import STREAMS, Backend
 from .entries import Entry, View, Where
 from .log import Log
 from .logged import Logged
-from .private import address, running_node, version
+from .private import address, backward_pass, running_node, version
 from .saves import COMPILED, Kept, Saves
 from .slabs import Slabs
 from .storages import Life
+from .unseen import Unseen
 
 
 class Fired(NamedTuple):
@@ -38,7 +39,10 @@ class SafeSaves(Saves):
     *stayed_nbytes* says so.
     """
 
-    def __init__(self, log: Log, slabs: Mapping[str, Slabs], backend: Backend) -> None:
+    def __init__(
+        self, log: Log, slabs: Mapping[str, Slabs], backend: Backend, unseen: Unseen
+    ) -> None:
+        self._unseen = unseen
         self.fired: list[Fired] = []
         self.views: list[View] = []
         self.counters: list[int] = []
@@ -59,6 +63,8 @@ class SafeSaves(Saves):
         log = self._log
         if not self._backend.computes_here():
             raise Unsupported(STREAMS)
+        if log.here(tensor) and backward_pass() < 0:
+            self._unseen.look(tensor)
         handle = super()._pack(tensor)
         number = len(self.views)
         self.fired.append(Fired(True, number, log.place()))

@@ -8,7 +8,7 @@ which storage they are, and how they look at it. It is done with the last of the
 
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -156,12 +156,18 @@ class Witness:
             for i in code.absent:
                 if i < len(stripped) and stripped[i] is not None:
                     return None
+            if any(isinstance(each, UNSEEN) for each in stripped[len(code.recorded.args) :]):
+                return None  # what was not given then is left out, not None
         except (KeyError, IndexError, AttributeError, TypeError):
             return None
         for key in code.lists:
             where = stripped if isinstance(key, int) else named
             if any(isinstance(each, torch.Tensor) for each in where[key]):
                 return None
-        if named and any(isinstance(each, torch.Tensor) for each in named.values()):
+        if named and any(isinstance(each, UNSEEN) for each in named.values()):
             return None
         return Captured(stripped, named, state)
+
+
+UNSEEN: Final = (torch.Tensor, torch.Generator)
+"""What an operation may be given that nobody can give it again as it was."""
