@@ -50,7 +50,7 @@ from superneurons.errors import DoesNotFit
 from superneurons.executor import Executor, Recorder, estimate
 from superneurons.machines import Machine, find_machine
 from superneurons.notation import parse_bytes
-from superneurons.policies import find_policy
+from superneurons.policies import Decision, find_policy
 from superneurons.policies.reserve import decide_reserved
 from superneurons.sim import play
 from superneurons.traces import Trace, find_trace, write_trace
@@ -59,7 +59,7 @@ from superneurons.zoo.step import Step
 # Results of normalization (and of what overwrites them) leave, and each convolution runs again
 # from the one before it: half the bytes of all saves, and no chain from block to block.
 KINDS = "norm/pool/matmul/elementwise/loss"
-POLICY = f"liveness+offload:kinds={KINDS}+recompute:kinds={KINDS},strategy=speed"
+POLICY = f"liveness+offload:kinds={KINDS},least=1MiB+recompute:kinds={KINDS},strategy=speed"
 BATCH = 16
 
 
@@ -249,7 +249,7 @@ def _attempt(
     except DoesNotFit as error:
         return _Trial(False, str(error), {})
     expandable = msgspec.structs.replace(machine, allocator="caching-expandable")
-    report = play(trace, decision, expandable)
+    report = play(trace, Decision(decision.schedule, decision.ledger), expandable)
     found = {
         "step_ns": report.step_time_ns,
         "requested_peak": report.device_peak_bytes,
