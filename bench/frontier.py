@@ -13,7 +13,8 @@ MODEL is of the zoo, or `resnetN` with N layers: resnet(6, 32, n3, 6). A METHOD 
                     matrix products and attention are saved, the rest is computed again
     save_on_cpu     torch.autograd.graph.save_on_cpu, pinned
     overlapped      bench/overlapped.py: all saves leave and come back on streams of their own
-    POLICY[@SHARE]  one of ours, in so much of the plain step's requested peak
+    POLICY[@SHARE]  one of ours, in so much of the plain step's requested peak; with a ! after it
+                    nobody looks on in forward (`assume_constant`)
 
 Each method trains a model of its own, and ends after `--seconds` (20): what it has by then is its
 line. A method that fails is a line with "error". `check` trains small models for some steps and
@@ -290,7 +291,9 @@ def ours(
     policy: str, budget: int | None, step: Callable[[], object], deadline: float, like: str
 ) -> dict[str, Any]:
     """Return what a policy costs, beside what its plan says."""
-    executor = Executor(policy, budget=budget, device=DEVICE)
+    executor = Executor(
+        policy.removesuffix("!"), budget=budget, device=DEVICE, assume_constant=policy.endswith("!")
+    )
 
     def run() -> None:
         with executor.step():

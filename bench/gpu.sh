@@ -50,7 +50,7 @@ frontier() {
   run bert 32 checkpoint sqrt selective save_on_cpu "$again" "liveness+recompute:kinds=$cheap"
   run unet 8 checkpoint sqrt selective save_on_cpu "$again" \
     "liveness+recompute:strategy=speed,kinds=pool/concat"
-  run resnet314 16 checkpoint sqrt selective save_on_cpu liveness "$again"
+  run resnet314 16 checkpoint sqrt selective save_on_cpu liveness "$again" "$again!"
 }
 
 beyond() {
