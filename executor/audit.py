@@ -4,13 +4,13 @@ For doubts and for tests: an audited step is watched as a recorded one is, and s
 bytes are those that its allocator has given out; elsewhere they are those of all storages seen.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
-from ..schedules import Copy, Discard, Fetch, Free, Ledger, Rerun, Run
+from ..schedules import Ledger, Run
 from .backend import Backend
 from .entries import Entry, Where
 from .holders import held_by
@@ -154,16 +154,8 @@ def planned_nbytes(plan: Plan) -> list[int]:
     facts, schedule = plan.trace.facts, plan.schedule
     ledger = Ledger(facts, schedule.limit_nbytes, schedule.tiers)
     found: list[int] = []
-    apply: dict[type, Callable[[Any], None]] = {
-        Run: lambda step: ledger.run(step.op, step.algorithm),
-        Rerun: lambda step: ledger.rerun(step.op, step.algorithm),
-        Free: lambda step: ledger.free(step.storage),
-        Copy: lambda step: ledger.copy(step.storage, step.tier),
-        Fetch: lambda step: ledger.fetch(step.storage, step.tier),
-        Discard: lambda step: ledger.discard(step.storage, step.tier),
-    }
     for step in schedule.instructions:
         if isinstance(step, Run):
             found.append(ledger.device_nbytes - facts.start_nbytes)
-        apply[type(step)](step)
+        ledger.apply(step)
     return found

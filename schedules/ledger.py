@@ -14,6 +14,7 @@ restores included.
 from collections.abc import Mapping
 
 from ..traces.facts import Facts
+from .instructions import Copy, Discard, Fetch, Free, Instruction, Rerun, Run
 
 
 class Ledger:
@@ -123,6 +124,22 @@ class Ledger:
         """Apply a Discard: the tier's copy goes."""
         self.copies[tier][s] = -1
         self.tier_nbytes[tier] -= self.facts.nbytes[s]
+
+    def apply(self, step: Instruction) -> None:
+        """Apply an instruction, whichever it is."""
+        match step:
+            case Run():
+                self.run(step.op, step.algorithm)
+            case Rerun():
+                self.rerun(step.op, step.algorithm)
+            case Free():
+                self.free(step.storage)
+            case Copy():
+                self.copy(step.storage, step.tier)
+            case Fetch():
+                self.fetch(step.storage, step.tier)
+            case Discard():
+                self.discard(step.storage, step.tier)
 
     @property
     def step_peak_op(self) -> int:

@@ -65,24 +65,14 @@ class Recorder:
         ledger = Ledger(self._facts, schedule.limit_nbytes, schedule.tiers)
         samples = [MemorySample(0, ledger.device_nbytes, 0)]
         for step, (start, end) in zip(schedule.instructions, self._passed, strict=True):
+            ledger.apply(step)
+            if isinstance(step, Copy | Discard):
+                continue
             inside = 0
-            if isinstance(step, Run):
-                ledger.run(step.op, step.algorithm)
-                inside = self._facts.inside(step.op, step.algorithm)
-            elif isinstance(step, Rerun):
-                ledger.rerun(step.op, step.algorithm)
+            if isinstance(step, Run | Rerun):
                 inside = self._facts.inside(step.op, step.algorithm)
             elif isinstance(step, Free):
-                ledger.free(step.storage)
                 start = end  # after the fence
-            elif isinstance(step, Fetch):
-                ledger.fetch(step.storage, step.tier)
-            elif isinstance(step, Copy):
-                ledger.copy(step.storage, step.tier)
-                continue
-            elif isinstance(step, Discard):
-                ledger.discard(step.storage, step.tier)
-                continue
             device, scheduled = ledger.device_nbytes, ledger.scheduled_nbytes
             samples.append(MemorySample(start, device + inside, scheduled))
             if inside:

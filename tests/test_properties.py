@@ -61,19 +61,7 @@ def replay(trace, schedule):
     """Yield a ledger after each instruction."""
     ledger = Ledger(trace.facts, schedule.limit_nbytes, schedule.tiers)
     for step in schedule.instructions:
-        match step:
-            case Run():
-                ledger.run(step.op, step.algorithm)
-            case Rerun():
-                ledger.rerun(step.op, step.algorithm)
-            case Free():
-                ledger.free(step.storage)
-            case Copy():
-                ledger.copy(step.storage, step.tier)
-            case Fetch():
-                ledger.fetch(step.storage, step.tier)
-            case Discard():
-                ledger.discard(step.storage, step.tier)
+        ledger.apply(step)
         yield ledger
 
 
