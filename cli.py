@@ -7,6 +7,7 @@ import click
 
 from . import __version__
 from .commands import ablate, convert, paper, record, run
+from .commands.output import print_json
 from .errors import IllegalSchedule, InvalidInput, PolicyFailed, SuperneuronsError
 
 
@@ -104,7 +105,7 @@ def simulate(
     if timeline:
         write_timeline(timelines, timeline)
     if as_json:
-        _print_json(reports)
+        print_json(reports)
     else:
         print_table(reports)
 
@@ -136,7 +137,7 @@ def fit(
     limit = None if budget is None else parse_bytes(budget)
     found = search(parse_call(trace), parameter, on, asked, limit, tell)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     if found.best is None:
         click.echo(f"{trace} does not fit {on.name} under {policy}, not even with {parameter}=1.")
@@ -228,12 +229,6 @@ def machines(name: str | None) -> None:
     click.echo(f"{machine.name}: {machine.description}\n")
     for key, source in machine.sources.items():
         click.echo(f"{key} = {machine.written[key]}\n    {source}")
-
-
-def _print_json(content: object) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
 
 
 def _list(makers: dict[str, Any]) -> None:

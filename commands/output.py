@@ -1,4 +1,4 @@
-"""Files that commands are asked to write."""
+"""What commands write: files they are asked for, and JSON on the terminal."""
 
 from pathlib import Path
 
@@ -18,3 +18,10 @@ def new_trace(_: click.Context, __: click.Parameter, name: str) -> str:
     if not Path(name).parent.is_dir():
         raise InvalidInput(f"{name}: there is no folder {str(Path(name).parent)!r}; make it first")
     return name
+
+
+def print_json(content: object) -> None:
+    """Print anything that msgspec knows, indented."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())

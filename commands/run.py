@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .extras import require_torch
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..executor import RunReport, StepReport
@@ -46,8 +47,6 @@ def run(
 ) -> None:
     """Train by a policy's schedule: MODULE:FUNCTION or FILE.py:FUNCTION, as `record` takes it."""
     require_torch("running")
-    import msgspec
-
     from ..executor import append_line, run_function
     from ..sim import simulate_schedule
 
@@ -78,7 +77,7 @@ def run(
             plot,
         )
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        print_json(report)
     else:
         _conclude(report)
 

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from .entries import View
+from .entries import View, view_of
 from .log import Log
 from .logged import Logged
 from .operators import EMPTY
@@ -100,11 +100,6 @@ def call_of(
     ):
         call.why = "it is made of operations that autocast may change"
     return call
-
-
-def view_of(tensor: torch.Tensor) -> View:
-    """Return how a tensor looks at its storage."""
-    return View(tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 class _Reader:

@@ -29,6 +29,11 @@ class View(NamedTuple):
     offset: int | torch.SymInt
 
 
+def view_of(tensor: torch.Tensor) -> View:
+    """Return how a tensor looks at its storage."""
+    return View(tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
 def looking(tensor: torch.Tensor, view: View) -> torch.Tensor:
     """Return a tensor on the same bytes that looks at them in that way."""
     if tensor.dtype is not view.dtype:

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import Unsupported
 from .backend import STREAMS, Backend
-from .entries import Entry, View, Where
+from .entries import Entry, View, Where, view_of
 from .log import Log
 from .logged import Logged
 from .private import address, backward_pass, running_node, version
@@ -68,8 +68,7 @@ class SafeSaves(Saves):
         handle = super()._pack(tensor)
         number = len(self.views)
         self.fired.append(Fired(True, number, log.place()))
-        view = View(tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
-        self.views.append(view)
+        self.views.append(view_of(tensor))
         self.counters.append(version(tensor))
         self.askers.append("")
         kept = handle.kept

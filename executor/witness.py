@@ -47,9 +47,7 @@ class Witness:
 
     def observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See an operator, and run it."""
-        if self.done or self.quiet or backward_pass() >= 0:
-            return kernel_of(func)(*args, **kwargs)
-        watched = self._before(func, args, kwargs)
+        watched = self.before(func, args, kwargs)
         result = kernel_of(func)(*args, **kwargs)
         if watched:
             self.after(result)
@@ -59,9 +57,6 @@ class Witness:
         """See an operator that is about to run; return whether its result is to be seen, too."""
         if self.done or self.quiet or backward_pass() >= 0:
             return False
-        return self._before(func, args, kwargs)
-
-    def _before(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         at = self.at
         recorded = self._sequence[at]
         if func is not recorded:
