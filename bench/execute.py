@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 import torch
-from frontier import make
+from frontier import PEAKS, make, synchronize
 
 import superneurons.zoo as zoo
 from superneurons.executor import Executor
@@ -241,14 +241,6 @@ def timed(step: Callable[[], object], warm: int) -> dict[str, Any]:
         found[f"{kind}_peak"] = max(column)
         found[f"{kind}_peaks"] = sorted(set(column))[:5]
     return found
-
-
-PEAKS = ("requested", "allocated", "reserved")
-
-
-def synchronize() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from random import Random
 
 import msgspec
 import pytest
+from byhand import by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,15 +76,7 @@ def played(
 ) -> tuple[int, dict[str, tuple[int, int]]]:
     """Return the time of a step by hand, and its spans by lane and name."""
     machine = find_machine(HAND.format(issue_ns))
-    schedule = Schedule(
-        trace=trace.name,
-        digest=trace.facts.digest,
-        policy="by hand",
-        limit_nbytes=machine.device_nbytes,
-        budget_nbytes=None,
-        tiers=machine.capacities,
-        instructions=list(instructions),
-    )
+    schedule = by_hand(trace, instructions, machine)
     recorder = Recorder(trace)
     report = simulate_schedule(trace, schedule, machine, recorder)
     spans = recorder.timeline(schedule).spans

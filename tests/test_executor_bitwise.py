@@ -9,25 +9,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from programs import FORMULAS, PROGRAMS, Training  # noqa: E402
+from programs import FORMULAS, PROGRAMS  # noqa: E402
 from test_zoo import TINY  # noqa: E402
-from training import Everything, different, executor, plain, trained, undisturbed  # noqa: E402
+from training import Everything, different, executor, network, plain, trained, undisturbed  # noqa: E402
 
-from superneurons import zoo  # noqa: E402
 from superneurons.errors import DoesNotFit  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "plugin"))
 STEPS = 5  # two to record, three by the schedule
 DYNAMIC = {"masked_select"}  # which saves another number of elements in each step
-
-
-def network(name):
-    def build():
-        step = getattr(zoo, name)(**TINY[name])
-        torch.manual_seed(1)
-        return Training(step.model, step, step.optimizer)
-
-    return build
 
 
 SMALL = sorted(TINY.keys() - {"densenet121", "convnext", "resnet50", "resnet"})

@@ -13,11 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from programs import PROGRAMS, Training  # noqa: E402
+from programs import PROGRAMS  # noqa: E402
 from test_zoo import TINY  # noqa: E402
-from training import MACHINE, Everything, different, plain, trained  # noqa: E402
+from training import MACHINE, Everything, different, network, plain, trained  # noqa: E402
 
-from superneurons import zoo  # noqa: E402
 from superneurons.errors import DoesNotFit  # noqa: E402
 from superneurons.executor import Executor  # noqa: E402
 from superneurons.policies import find_policy  # noqa: E402
@@ -40,15 +39,6 @@ POLICIES = {
     "superneurons": "liveness+offload:kinds=conv/matmul+recompute:kinds=conv/matmul",
 }
 TIGHT = {"cache"}
-
-
-def network(name):
-    def build():
-        step = getattr(zoo, name)(**TINY[name])
-        torch.manual_seed(1)
-        return Training(step.model, step, step.optimizer)
-
-    return build
 
 
 BUILDS = PROGRAMS | {name: network(name) for name in TINY}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from random import Random
 
 import msgspec
+from byhand import by_hand
 from maxplus import Times, clock
 
 from superneurons.errors import IllegalSchedule
@@ -179,16 +180,7 @@ def step(operations: tuple[Operation, ...], updated: str = "", **nbytes: int) ->
 
 def report_of(trace: Trace, steps: list[Instruction], machine: Machine) -> Report:
     """Play instructions written by hand."""
-    schedule = Schedule(
-        trace=trace.name,
-        digest=trace.facts.digest,
-        policy="by hand",
-        limit_nbytes=machine.device_nbytes,
-        budget_nbytes=None,
-        tiers=machine.capacities,
-        instructions=steps,
-    )
-    return simulate_schedule(trace, schedule, machine)
+    return simulate_schedule(trace, by_hand(trace, steps, machine), machine)
 
 
 def stalls(report: Report) -> list[tuple[str, str, int]]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
+from byhand import by_hand
 from click.testing import CliRunner
 
 from superneurons.cli import main
@@ -330,15 +331,7 @@ def played(
 ) -> tuple[Report, list[tuple[str, int, int]]]:
     """Play instructions written by hand; return the report and the launches."""
     machine = find_machine(MACHINE)
-    schedule = Schedule(
-        trace=trace.name,
-        digest=trace.facts.digest,
-        policy="by hand",
-        limit_nbytes=machine.device_nbytes,
-        budget_nbytes=None,
-        tiers=machine.capacities,
-        instructions=list(instructions),
-    )
+    schedule = by_hand(trace, instructions, machine)
     recorder = Recorder(trace)
     report = simulate_schedule(trace, schedule, machine, recorder)
     spans = recorder.timeline(schedule).spans

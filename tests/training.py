@@ -8,11 +8,24 @@ from typing import ClassVar, final
 
 import torch
 from programs import PROGRAMS, Training
+from test_zoo import TINY
 
+from superneurons import zoo
 from superneurons.executor import Executor
 from superneurons.machines import find_machine
 from superneurons.policies import Component, Part, Policy, Walk, Wish
 from superneurons.schedules import Copy, Free
+
+
+def network(name: str) -> Callable[[], Training]:
+    """Return what builds the training of a tiny network of the zoo."""
+
+    def build() -> Training:
+        step = getattr(zoo, name)(**TINY[name])
+        torch.manual_seed(1)
+        return Training(step.model, step, step.optimizer)
+
+    return build
 
 
 @contextmanager
