@@ -7,7 +7,7 @@ optimizer's states appear, and further steps until one takes nothing more of the
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..schedules import Fetch, Free, Instruction, Rerun, Run, Schedule
 from ..traces import Facts, Trace
@@ -27,11 +27,22 @@ NEXT_STEPS: Final = 10
 """So many steps of a process that goes on are shown, unless one fails. Within a limit the first may
 take all of it, and where blocks lie goes on to change."""
 
+EARLY_STEPS: Final = 4
+"""After so many of them a process has found its way, if it ever does."""
+
 Leaner = Callable[[int], int]
 """What a convolution asks for where there is no room for a workspace of so many bytes: less, and 0
 in the end. cuDNN then takes an algorithm that needs less, and torch goes on with that one."""
 
 _MADE_LATE: Final = frozenset({"optimizer-state", "parameter-gradient"})
+
+
+class Outlook(NamedTuple):
+    """How a process went on: the convolutions that were *denied* their workspace, and how often the
+    allocator gave memory back for a request after the early steps (*late_retries*)."""
+
+    denied: set[int]
+    late_retries: int
 
 
 def occupy(trace: Trace, schedule: Schedule, allocator: Allocator) -> dict[int, DriverCalls]:
@@ -66,21 +77,24 @@ def go_on(
     allocator: CachingAllocator,
     blocks: Mapping[int, int],
     leaner: Leaner | None = None,
-) -> set[int]:
+) -> Outlook:
     """Put the next steps of a process to an allocator in which it has left something.
 
-    *blocks* are those of storages that are there already, 0 or above. Return the convolutions that
-    did not get their workspace, which all must have unless *leaner* says what they ask for instead.
+    *blocks* are those of storages that are there already, 0 or above. All convolutions must get
+    their workspace unless *leaner* says what they ask for instead.
     """
     process = Process(trace.facts, allocator, leaner)
     process.begin(blocks)
     process.step(schedule.instructions)
-    for _ in range(1, NEXT_STEPS):
+    early = 0
+    for k in range(1, NEXT_STEPS):
         if allocator.failures:
             break
+        if k == EARLY_STEPS:
+            early = allocator.retries
         process.repeat()
         process.step(schedule.instructions)
-    return process.denied
+    return Outlook(process.denied, allocator.retries - early)
 
 
 class Process:

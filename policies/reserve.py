@@ -10,11 +10,12 @@ It is the last resort of a process whose standing is known, for another one that
 it had when it was recorded is better.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from ..allocators import Allocator, new_allocator, occupy
 from ..allocators.caching import CachingAllocator
-from ..allocators.occupy import Leaner, go_on
+from ..allocators.occupy import Leaner, Outlook, go_on
 from ..allocators.standing import Standing
 from ..errors import DoesNotFit
 from ..machines import Machine
@@ -22,7 +23,7 @@ from ..notation import format_bytes
 from ..schedules import Ledger, Schedule
 from ..traces import Trace
 from .base import Policy
-from .decide import decide
+from .decide import Decision, decide
 
 TRIES: Final = 24
 """How often a policy is asked again with less."""
@@ -32,6 +33,11 @@ MARGIN: Final = 200
 that runs out of memory is worse than one that is asked to take a little less. Of 17 recordings the
 model reserved at most 0.45 % less than torch (docs/recordings.md; one more was of a network whose
 libraries take more in their first step). It cannot know where the driver puts the next segment."""
+
+CALMER: Final = 8
+"""How often a policy is asked again with less where a step runs, but has the allocator give memory
+back to the device and take it anew: the driver then waits for all kernels, and the least that the
+model does not know of is too much."""
 
 LEANER: Final[tuple[Leaner, ...]] = (lambda nbytes: 0, lambda nbytes: nbytes // 2 >> 20 << 20)
 """What convolutions ask for in place of a workspace: it is not known, so the schedule must run
@@ -64,30 +70,53 @@ def decide_reserved(
     limit = machine.device_nbytes if budget is None else budget
     judge = _Judge(trace, allocator, limit, standing)
     given, found = budget, decide(policy, trace, machine, budget)
-    over = first = judge.over(found.schedule)
-    asked = [found]
-    while over > 0 and not found.schedule.short_nbytes and len(asked) <= TRIES:
-        given = (limit if given is None else given) - max(over // 2, limit // 200)
+    verdict = first = judge.verdict(found.schedule)
+    asked = [(verdict, found)]
+    while not verdict.calm and not found.schedule.short_nbytes and not _enough(asked):
+        less = max(verdict.over_nbytes // 2, limit // 200)
+        given = (limit if given is None else given) - less
         try:
             found = decide(policy, trace, machine, given)
         except DoesNotFit:
             break
         if found.schedule.short_nbytes:
             break
-        over = judge.over(found.schedule)
-        asked.append(found)
+        verdict = judge.verdict(found.schedule)
+        asked.append((verdict, found))
     else:
-        if over <= 0 or found.schedule.short_nbytes:
+        if verdict.calm or found.schedule.short_nbytes:
             return Reserved(*found)
-    for found in asked:
+    runs = [each for each in asked if not each[0].over_nbytes]
+    if runs:
+        return Reserved(*min(runs, key=lambda each: each[0].late_retries)[1])
+    for _, found in asked:
         leaner = judge.leaner(found.schedule)
         if leaner:
             return Reserved(*found, leaner)
     raise DoesNotFit(
         f"{policy!r} fits {trace.name!r} into {format_bytes(limit)} byte by byte, but torch's "
-        f"allocator ({allocator}) would take {format_bytes(first)} more for what it cannot use of "
-        "its segments; give more, or set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+        f"allocator ({allocator}) would take {format_bytes(first.over_nbytes)} more for what it "
+        "cannot use of its segments; give more, or set "
+        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
     )
+
+
+class _Verdict(NamedTuple):
+    """How many bytes beyond the limit would be reserved, 0 if that is enough, and how often memory
+    would be given back in the steps after the first ones."""
+
+    over_nbytes: int
+    late_retries: int = 0
+
+    @property
+    def calm(self) -> bool:
+        """Whether steps run, and need nothing of the driver in the end."""
+        return not (self.over_nbytes or self.late_retries)
+
+
+def _enough(asked: Sequence[tuple[_Verdict, Decision]]) -> bool:
+    runs = sum(not verdict.over_nbytes for verdict, _ in asked)
+    return len(asked) > TRIES or runs > CALMER
 
 
 class _Judge:
@@ -99,34 +128,35 @@ class _Judge:
         self._name = name
         self._standing = standing
 
-    def over(self, schedule: Schedule) -> int:
-        """Return how many bytes beyond the limit would be reserved, 0 if that is enough."""
+    def verdict(self, schedule: Schedule) -> _Verdict:
+        """Return how the allocator would serve a schedule."""
         if self._standing is None:
             allocator: Allocator = new_allocator(self._name, self.limit)
             occupy(self._trace, schedule, allocator)
             if isinstance(allocator, CachingAllocator):
-                return _over(allocator, self.limit)
-            return max(0, allocator.reserved_peak_nbytes - self.limit)
-        return self._run(self._standing, schedule)[0]
+                return _Verdict(_over(allocator, self.limit))
+            return _Verdict(max(0, allocator.reserved_peak_nbytes - self.limit))
+        over_nbytes, outlook = self._run(self._standing, schedule)
+        return _Verdict(over_nbytes, outlook.late_retries)
 
     def leaner(self, schedule: Schedule) -> tuple[int, ...]:
         """Return the convolutions without which room for their workspaces it runs, () if not."""
         denied: set[int] = set()
         if self._standing is not None:
             for leaner in LEANER:
-                over, found = self._run(self._standing, schedule, leaner)
-                if over:
+                over_nbytes, outlook = self._run(self._standing, schedule, leaner)
+                if over_nbytes:
                     return ()
-                denied |= found
+                denied |= outlook.denied
         return tuple(sorted(denied))
 
     def _run(
         self, standing: Standing, schedule: Schedule, leaner: Leaner | None = None
-    ) -> tuple[int, set[int]]:
+    ) -> tuple[int, Outlook]:
         limit = self.limit - self.limit // MARGIN - standing.apart_nbytes
         allocator, blocks = standing.allocator(self._trace.facts, limit)
-        denied = go_on(self._trace, schedule, allocator, blocks, leaner)
-        return _over(allocator, limit), denied
+        outlook = go_on(self._trace, schedule, allocator, blocks, leaner)
+        return _over(allocator, limit), outlook
 
 
 def _over(allocator: CachingAllocator, limit: int) -> int:
