@@ -54,38 +54,35 @@ CUDA = DEVICE.type == "cuda"
 RIVALS = ("checkpoint", "sqrt", "selective", "save_on_cpu", "overlapped")
 # Everything that autograd keeps, not the paper's checkpoints alone.
 ALL = "conv/matmul/attention/norm/activation/dropout/add/elementwise/pool/embedding/concat/loss"
-# What normalization made, and what is written over it; convolutions and matrices run again.
-NORMS = "norm/pool/matmul/elementwise/loss"
-OURS = (
-    "liveness",
-    "liveness+recompute:strategy=speed",
-    "liveness+recompute:strategy=memory",
-    "liveness+offload",
-    f"liveness+offload:kinds={ALL}",
-    "liveness+offload+recompute:strategy=speed",
-    "liveness+cache@0.6",
-    "superneurons@0.7",
-    "superneurons@0.5",
-)
-# What the simulator finds worthwhile for one kind of network, by the beginning of its name.
+CHEAP = "recompute:kinds=conv/matmul/attention/embedding/add/fork/concat/loss"
+BLOCKS = "recompute:strategy=speed,kinds"
+OURS = ("liveness", "liveness+recompute:strategy=speed", "superneurons@0.6")
+# Found by simulating the recordings, for one kind of network, by the beginning of its name: cheap
+# operations computed again, the results of blocks alone kept, and as much sent away as is hidden.
 ALSO = {
-    "resnet": (
-        f"liveness+recompute:strategy=speed,kinds={NORMS}",
-        f"liveness+cache+recompute:strategy=speed,kinds={NORMS}@0.5",
-        f"liveness+offload:kinds={NORMS},in_flight=1GiB+recompute:strategy=speed,kinds={NORMS}",
+    "resnet50": (
+        "liveness+offload:kinds=norm,most=900MB,least=1MiB,lookahead=60+recompute:strategy=speed",
+        f"liveness+{BLOCKS}=norm/pool/matmul/elementwise/loss",
+        f"liveness+{BLOCKS}=pool/add/loss",
+        f"liveness+offload:kinds=pool/add,most=900MB,least=1MiB,lookahead=60+{BLOCKS}=pool/add/loss",
     ),
+    "resnet": ("liveness+recompute:strategy=speed!", f"liveness+{BLOCKS}=pool/add/loss"),
     "gpt": (
-        "liveness+offload:kinds=attention/add+recompute:strategy=speed",
-        "liveness+recompute:strategy=speed,kinds=embedding/add",
-        "liveness+offload:kinds=attention/add+recompute:strategy=speed,kinds=attention/embedding/add",
+        "liveness+offload:most=4GB,lookahead=200",
+        f"liveness+{CHEAP}",
+        f"liveness+offload:most=4GB,lookahead=200+{CHEAP}",
+        f"liveness+{BLOCKS}=embedding/add/loss",
+        f"liveness+offload:kinds=attention/add,most=4GB,lookahead=100+{BLOCKS}=embedding/add/loss",
     ),
     "bert": (
-        "liveness+offload:kinds=attention/add+recompute:strategy=speed",
-        "liveness+recompute:strategy=speed,kinds=embedding/norm",
+        f"liveness+{CHEAP}",
+        f"liveness+{BLOCKS}=embedding/add/loss",
+        "liveness+offload:kinds=attention/add,most=2GB,least=1MiB,lookahead=60"
+        f"+{BLOCKS}=embedding/add/loss",
     ),
     "unet": (
-        "liveness+recompute:strategy=speed,kinds=pool/concat/conv",
-        "liveness+recompute:strategy=speed,kinds=pool/concat",
+        f"liveness+{BLOCKS}=pool/concat",
+        f"liveness+offload:kinds=pool/concat,most=2GB,lookahead=20+{BLOCKS}=pool/concat",
     ),
 }
 PEAKS = ("requested", "allocated", "reserved")
