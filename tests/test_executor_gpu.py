@@ -19,6 +19,7 @@ from training import MACHINE, Everything, different, network, plain, trained  # 
 
 from superneurons.errors import DoesNotFit  # noqa: E402
 from superneurons.executor import Executor  # noqa: E402
+from superneurons.executor.cuda_backend import CudaBackend  # noqa: E402
 from superneurons.policies import find_policy  # noqa: E402
 
 pytestmark = [
@@ -88,6 +89,22 @@ def test_training_is_that_of_plain_pytorch(name, policy):
     assert runs.report.not_freed_nbytes == 0
 
 
+@pytest.mark.parametrize("name", ["convolutions", *TINY])
+def test_what_goes_to_a_peer_comes_back_as_it_was(name):
+    expected = control(name)
+    if expected is None:
+        pytest.skip("plain PyTorch does not repeat itself here")
+    # Where there is one GPU alone, its own memory is the peer's: the same calls, another wire.
+    here, peer = (torch.device("cuda", i % torch.cuda.device_count()) for i in (0, 1))
+    runs = executor(Everything(tier="peer"), backend=CudaBackend(here, peer))
+    assert different(expected, trained(BUILDS[name], runs, STEPS)) == []
+    assert runs.notices == []
+    assert runs.report.mode == "executed"
+    assert runs.report.copied_in_nbytes > 0
+    assert runs.slabs["peer"].peak_nbytes > 0
+    assert runs.slabs["peer"].used_nbytes == 0
+
+
 def fitting(build, policy, budget):
     """Train in a budget, or in the first above it with room for this process's segments and for all
     workspaces."""
@@ -150,7 +167,7 @@ def least(trace, policy):
     return None
 
 
-@pytest.mark.parametrize("policy", ["liveness", "everything"])
+@pytest.mark.parametrize("policy", ["liveness", "everything", "recompute"])
 def test_a_thousand_steps_leave_nothing_behind(policy):
     torch.manual_seed(0)
     training = PROGRAMS["convolutions"]()
