@@ -20,6 +20,7 @@ from .clock import Clocked
 from .entry import find_entry
 from .executor import Executor
 from .journal import StepReport
+from .plan import Plan
 from .provenance import provenance
 
 Predict = Callable[[Trace, Schedule, Machine], Report]
@@ -125,7 +126,8 @@ def run_function(
     expected = _expected(runs, predict)
     explanation = None
     if foresee is not None and clocked:
-        explanation = _explained(runs, clocked, foresee)
+        peak = _peak(runs, clocked[-1].plan, expected, measured)
+        explanation = _explained(runs, clocked, foresee, peak)
     done = [i for i, report in enumerate(reports) if report.mode == "executed"]
     last = reports[-1]
     return RunReport(
@@ -163,29 +165,35 @@ def _machine(runs: Executor) -> Machine:
     return msgspec.structs.replace(runs.machine, allocator=runs.backend.allocator)
 
 
-def _explained(runs: Executor, clocked: Sequence[Clocked], foresee: Foresee) -> Explanation:
-    """Explain the steps that were clocked by the plan of the last, and the bytes of one watched."""
+def _explained(
+    runs: Executor, clocked: Sequence[Clocked], foresee: Foresee, peak: PeakReading | None
+) -> Explanation:
+    """Explain the steps that were clocked, those by the plan of the last."""
     plan = clocked[-1].plan
-    return explain(
-        plan.trace,
-        foresee(plan.trace, plan.schedule, _machine(runs)),
-        [each.stretches for each in clocked if each.plan is plan],
-        _peak(runs.readings, plan.trace.facts.start_nbytes),
-    )
+    foreseen = foresee(plan.trace, plan.schedule, _machine(runs))
+    steps = [each.stretches for each in clocked if each.plan is plan]
+    return explain(plan.trace, foreseen, steps, peak)
 
 
-def _peak(readings: Sequence[Reading], start_nbytes: int) -> PeakReading | None:
+def _peak(
+    runs: Executor, plan: Plan, expected: Report | None, measured: int | None
+) -> PeakReading | None:
+    readings, differences = runs.readings, runs.differences
     if not readings:
         return None
     planned = max(readings, key=lambda each: each.planned_nbytes)
     found = max(readings, key=lambda each: each.found_nbytes)
+    start_nbytes = plan.trace.facts.start_nbytes
     return PeakReading(
         planned_nbytes=start_nbytes + planned.planned_nbytes,
         planned_op=planned.op,
         found_nbytes=start_nbytes + found.found_nbytes,
         found_op=found.op,
         places=len(readings),
-        different=sum(each.found_nbytes != each.planned_nbytes for each in readings),
+        different=len(differences),
+        first_op=differences[0].op if differences else None,
+        planned_blocks_nbytes=None if expected is None else expected.allocated_peak_bytes,
+        found_blocks_nbytes=measured,
     )
 
 

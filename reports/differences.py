@@ -45,7 +45,8 @@ def print_explanation(explanation: Explanation, usual_ns: int | None = None) -> 
     for line in told_time(explanation, usual_ns):
         console.print(line, soft_wrap=True)
     if explanation.peak is not None:
-        console.print(told_peak(explanation.peak), soft_wrap=True)
+        for line in told_peak(explanation.peak):
+            console.print(line, soft_wrap=True)
 
 
 def told_time(explanation: Explanation, usual_ns: int | None = None) -> list[str]:
@@ -55,12 +56,14 @@ def told_time(explanation: Explanation, usual_ns: int | None = None) -> list[str
     off = f"the step took {format_ns(abs(difference))} ({percent:.1f} %) {way} than simulated"
     if percent <= TIME_PERCENT:
         lines = [f"{off}, within {TIME_PERCENT} %"]
+        if explanation.peak is not None and abs(explanation.peak.percent) <= PEAK_PERCENT:
+            lines[0] += f", and its bytes are within {PEAK_PERCENT} % of the plan"
     else:
         lines = [f"{off}: {_shares(explanation.by_cause)}"]
     if explanation.times != "measured":
         lines.append(
-            "it is simulated by the machine's roofline, for no recording lends its times (--times):"
-            " expect it to be off where the machine is another one, or an operation no simple one"
+            "that was simulated by the machine's roofline, a rough guess of each operation; "
+            "--times lends a recording's"
         )
     clocked = ", ".join(format_ns(ns) for ns in explanation.clocked_ns)
     usual = "" if usual_ns is None else f"; a step that nobody clocks took {format_ns(usual_ns)}"
@@ -68,20 +71,34 @@ def told_time(explanation: Explanation, usual_ns: int | None = None) -> list[str
     return lines
 
 
-def told_peak(peak: PeakReading) -> str:
-    """Return in words how far the bytes are off."""
+def told_peak(peak: PeakReading) -> list[str]:
+    """Return in words how far the bytes are off, and where they are the most."""
+    found = format_bytes(peak.found_nbytes)
     if not peak.different:
-        return (
-            f"bytes: as planned before each of {peak.places} operations, to the byte; the most, "
-            f"{format_bytes(peak.found_nbytes)}, at {peak.found_op}"
+        lines = [
+            f"bytes: as planned before each of {peak.places} operations, to the byte; the most is "
+            f"{found}, before {peak.found_op}"
+        ]
+    else:
+        off = (
+            f"bytes: other than planned before {peak.different} of {peak.places} operations, "
+            f"{peak.first_op} the first; "
         )
-    places = f"bytes: other than planned before {peak.different} of {peak.places} operations"
-    if abs(peak.percent) <= PEAK_PERCENT:
-        return f"{places}; the most is within {PEAK_PERCENT} % of the plan ({peak.percent:+.1f} %)"
-    return (
-        f"{places}; the most was to be {format_bytes(peak.planned_nbytes)} at {peak.planned_op}, "
-        f"and was {format_bytes(peak.found_nbytes)} ({peak.percent:+.1f} %) at {peak.found_op}"
-    )
+        if abs(peak.percent) <= PEAK_PERCENT:
+            off += f"the most is within {PEAK_PERCENT} % of the plan ({peak.percent:+.1f} %)"
+        else:
+            off += (
+                f"the most was to be {format_bytes(peak.planned_nbytes)} before {peak.planned_op}, "
+                f"and was {found} ({peak.percent:+.1f} %) before {peak.found_op}"
+            )
+        lines = [off]
+    if peak.planned_blocks_nbytes and peak.found_blocks_nbytes is not None:
+        percent = 100 * (peak.found_blocks_nbytes / peak.planned_blocks_nbytes - 1)
+        lines.append(
+            f"the allocator's blocks for them: {format_bytes(peak.planned_blocks_nbytes)} "
+            f"simulated, {format_bytes(peak.found_blocks_nbytes)} counted ({percent:+.1f} %)"
+        )
+    return lines
 
 
 def _print_largest(console: "Console", differences: Sequence[Difference]) -> None:
@@ -90,7 +107,7 @@ def _print_largest(console: "Console", differences: Sequence[Difference]) -> Non
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("operations", overflow="fold")
-    for column in ("simulated", "measured", "difference"):
+    for column in ("simulated", "measured", "least to most", "difference"):
         table.add_column(f"{column}, ms", justify="right", no_wrap=True)
     table.add_column("most of it", no_wrap=True)
     for each in differences:
@@ -98,6 +115,7 @@ def _print_largest(console: "Console", differences: Sequence[Difference]) -> Non
             _told(each.operations),
             f"{each.simulated_ns / 1e6:,.3f}",
             f"{each.measured_ns / 1e6:,.3f}",
+            f"{each.least_ns / 1e6:,.3f} to {each.most_ns / 1e6:,.3f}",
             f"{each.difference_ns / 1e6:+,.3f}",
             _CAUSES[each.cause],
         )

@@ -54,7 +54,9 @@ class Difference(Struct, frozen=True, kw_only=True):
 
 class PeakReading(Struct, frozen=True, kw_only=True):
     """The most bytes on the device before any operation of a watched step, as planned and as found,
-    and before which operation that was. *different* of *places* had other bytes than planned."""
+    and before which operation that was. *different* of *places* had other bytes than planned, at
+    *first_op* first. *blocks* are those of the device's allocator at their most, as simulated and
+    as counted; None where nobody counts them."""
 
     planned_nbytes: int
     planned_op: str
@@ -62,6 +64,9 @@ class PeakReading(Struct, frozen=True, kw_only=True):
     found_op: str
     places: int
     different: int
+    first_op: str | None = None
+    planned_blocks_nbytes: int | None = None
+    found_blocks_nbytes: int | None = None
 
     @property
     def percent(self) -> float:
