@@ -190,8 +190,7 @@ def _causes(trace: Trace, simulated: _Simulated, stretch: Stretch) -> dict[str, 
     """Share out the difference of a stretch; what nothing else explains is the operations' own.
 
     Nobody sees a GPU's kernels without disturbing the step. So what the device took beyond the
-    simulated work is laid to the host as far as the host can have kept it waiting: while it had not
-    issued the end of the stretch, and the device had done all that came before.
+    simulated work is laid to the host as far as the host can have kept it waiting.
     """
     stall = stretch.stall_ns - simulated.stall_ns
     again = stretch.again_ns - simulated.again_ns
@@ -199,14 +198,24 @@ def _causes(trace: Trace, simulated: _Simulated, stretch: Stretch) -> dict[str, 
         hooks, host = min(stretch.hooks_ns, stretch.ns), 0
     else:
         beyond = stretch.ns - stretch.stall_ns - stretch.again_ns - simulated.work_ns
-        waited = min(max(0, beyond), max(0, stretch.host_ns - max(0, stretch.behind_ns)))
-        operations = range(stretch.begin, stretch.end)
-        if stretch.behind_ns > CLOSE_NS and not trace.facts.waits.isdisjoint(operations):
-            waited = 0  # it was the host that waited, for a result
+        waited = min(max(0, beyond), _kept_waiting_ns(trace, stretch, stretch.behind_ns))
         hooks = min(stretch.hooks_ns, max(0, waited - simulated.host_ns))
         host = waited - hooks - simulated.host_ns
     kernels = stretch.ns - sum(simulated) - host - hooks - stall - again
     return dict(zip(CAUSES, (host, hooks, stall, again, kernels), strict=True))
+
+
+def _kept_waiting_ns(trace: Trace, stretch: Stretch, behind_ns: int) -> int:
+    """Return how long the host can have kept the device waiting, which was so far behind when the
+    stretch began: while it had done all that came before, and the host had not issued more."""
+    operations = range(stretch.begin, stretch.end)
+    if behind_ns > CLOSE_NS and not trace.facts.waits.isdisjoint(operations):
+        return 0  # it was the host that waited, for a result
+    issuing_ns = stretch.host_ns
+    if behind_ns + stretch.ns - stretch.host_ns > CLOSE_NS:
+        # Behind at the end as well: it had enough to do, from the first kernel on.
+        issuing_ns //= max(1, sum(trace.operations[op].launches for op in operations))
+    return max(0, issuing_ns - max(0, behind_ns))
 
 
 def _phase(trace: Trace, foreseen: Foreseen, stretch: Stretch) -> str:

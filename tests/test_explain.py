@@ -319,6 +319,27 @@ def test_the_operation_whose_time_is_altered_is_named_with_its_cause(values, cau
     assert told_time(found)[0].startswith(longer)
 
 
+@pytest.mark.parametrize(("host_ns", "cause"), [(20_000_000, "host"), (1_000_000, "kernels")])
+def test_a_device_that_is_behind_at_the_end_had_enough_to_do(host_ns, cause):
+    trace, foreseen, stretches = shipped()
+    first = next(i for i, op in enumerate(trace.operations) if op.phase == "optimizer")
+    fields = "ns", "stall_ns", "again_ns"
+    rest = {name: sum(getattr(each, name) for each in stretches[first:]) for name in fields}
+    optimizer = Stretch(
+        begin=first,
+        end=len(trace.operations),
+        host_ns=host_ns,
+        behind_ns=0,
+        hooks_ns=0,
+        **rest | {"ns": 20_000_000},
+    )
+    found = explain(trace, foreseen, [[*stretches[:first], optimizer]])
+    (largest,) = found.largest(1)
+    assert len(largest.operations) == len(trace.operations) - first > 5
+    assert (largest.phase, largest.cause) == ("optimizer", cause)
+    assert found.by_phase["optimizer"] == found.difference_ns
+
+
 def test_the_step_in_the_middle_is_explained():
     trace, foreseen, stretches = shipped()
     late = altered(stretches, 3)
