@@ -29,7 +29,7 @@ Predict = Callable[[Trace, Schedule, Machine], Report]
 Foresee = Callable[[Trace, Schedule, Machine], Foreseen]
 """A simulator: where the time of a schedule is expected to go."""
 
-CLOCKED: Final = 3
+CLOCKED: Final = 5
 """How many steps are clocked, of which the one in the middle is explained."""
 
 

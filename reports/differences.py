@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Final
 
 from ..notation import format_bytes, format_ns
 from .explanation import (
-    CAUSES,
     PEAK_PERCENT,
-    PHASES,
     TIME_PERCENT,
+    UNSTEADY,
     Difference,
     Explanation,
     PeakReading,
@@ -25,6 +24,7 @@ _CAUSES: Final = {
     "stall": "waiting for copies",
     "again": "computing again",
     "kernels": "in the operations",
+    UNSTEADY: "now here, now there",
 }
 
 
@@ -36,11 +36,8 @@ def print_explanation(explanation: Explanation, usual_ns: int | None = None) -> 
     width = None if Console().is_terminal else 120
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     _print_largest(console, explanation.largest(ROWS))
-    for title, names, sums in (
-        ("by cause", {cause: _CAUSES[cause] for cause in CAUSES}, explanation.by_cause),
-        ("by phase", {phase: phase for phase in PHASES}, explanation.by_phase),
-    ):
-        told = ", ".join(f"{name} {_signed(sums[key])}" for key, name in names.items())
+    for title, sums in (("by cause", explanation.by_cause), ("by phase", explanation.by_phase)):
+        told = ", ".join(f"{_CAUSES.get(key, key)} {_signed(ns)}" for key, ns in sums.items())
         console.print(f"{title}: {told}", soft_wrap=True)
     for line in told_time(explanation, usual_ns):
         console.print(line, soft_wrap=True)

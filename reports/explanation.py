@@ -13,6 +13,9 @@ CAUSES: Final = ("host", "hooks", "stall", "again", "kernels")
 """The device waited for the host; it did so while the host was in the executor's hooks; it waited
 for copies; it computed again; or it took so long for the operations."""
 
+UNSTEADY: Final = "unsteady"
+"""What is beside the sum of all stretches, each as it is usually."""
+
 PHASES: Final = ("forward", "backward", "optimizer")
 
 CLOSE_NS: Final = 30_000
@@ -26,9 +29,10 @@ PEAK_PERCENT: Final = 2
 
 
 class Difference(Struct, frozen=True, kw_only=True):
-    """One stretch of a step, simulated and measured, in ns.
+    """One stretch of a step, simulated and measured, in ns: of all steps that were clocked, the one
+    in the middle there.
 
-    *least_ns* and *most_ns* are of all steps that were clocked. *host_ns* is what the host took to
+    *least_ns* and *most_ns* are of all those steps. *host_ns* is what the host took to
     issue it, *hooks_ns* of that in hooks, and *behind_ns* how far the device was behind at its
     beginning, None where the host computes. *causes* add up to *difference_ns*, and *cause* is the
     largest of them.
@@ -75,12 +79,13 @@ class PeakReading(Struct, frozen=True, kw_only=True):
 
 
 class Explanation(Struct, frozen=True, kw_only=True):
-    """Why a step took another time than simulated: *differences* are its stretches in order, whose
-    times add up to the whole, as do those *by_cause* and *by_phase* to the whole difference.
+    """Why a step took another time than simulated: *differences* are its stretches in order, and
+    the sums of the whole difference *by_cause* and *by_phase*.
 
-    *times* are "measured" ones of a recording or a "roofline". *clocked_ns* are all steps that were
-    clocked, of which the one in the middle is explained. *peak* tells of bytes, if a step was
-    watched.
+    *times* are "measured" ones of a recording or a "roofline". *measured_ns* is the step in the
+    middle of those that were clocked, *clocked_ns*. Its stretches, each as it was in the middle,
+    are not quite that: what is beside them stands as "unsteady" in both sums, so that they add up.
+    *peak* tells of bytes, if a step was watched.
     """
 
     times: str
@@ -124,45 +129,49 @@ def explain(
 ) -> Explanation:
     """Compare *steps* of *trace* that were clocked with what was foreseen of the same schedule.
 
-    A step in which every stretch was usual there is none, so one is taken as it is: that in the
-    middle. There must be one at least.
+    All are of one schedule, and there must be one at least.
     """
     wholes = [sum(stretch.ns for stretch in step) for step in steps]
     middle = sorted(range(len(steps)), key=lambda i: wholes[i])[(len(steps) - 1) // 2]
-    ranges: dict[tuple[int, int], list[int]] = {}
+    seen: dict[tuple[int, int], list[Stretch]] = {}
     for step in steps:
         for stretch in step:
-            ranges.setdefault((stretch.begin, stretch.end), []).append(stretch.ns)
+            seen.setdefault((stretch.begin, stretch.end), []).append(stretch)
     sums = [
         list(accumulate(column, initial=0))
         for column in (foreseen.work_ns, foreseen.again_ns, foreseen.stall_ns, foreseen.host_ns)
     ]
     differences = []
     for stretch in steps[middle]:
-        last = stretch is steps[middle][-1]
-        stop = stretch.end + last  # the end of the step is one more place
+        # The end of the step is one more place.
+        stop = stretch.end + (stretch is steps[middle][-1])
         simulated = _Simulated(*(column[stop] - column[stretch.begin] for column in sums))
+        alike = sorted(seen[stretch.begin, stretch.end], key=lambda each: each.ns)
         phase = _phase(trace, foreseen, stretch)
-        seen = ranges[stretch.begin, stretch.end]
-        differences.append(_difference(trace, simulated, stretch, phase, min(seen), max(seen)))
+        differences.append(_difference(trace, simulated, alike, phase))
+    unsteady = wholes[middle] - sum(each.measured_ns for each in differences)
     return Explanation(
         times=trace.times,
         simulated_ns=sum(each.simulated_ns for each in differences),
         measured_ns=wholes[middle],
         clocked_ns=wholes,
-        by_cause={cause: sum(each.causes[cause] for each in differences) for cause in CAUSES},
+        by_cause={cause: sum(each.causes[cause] for each in differences) for cause in CAUSES}
+        | {UNSTEADY: unsteady},
         by_phase={
             phase: sum(each.difference_ns for each in differences if each.phase == phase)
             for phase in PHASES
-        },
+        }
+        | {UNSTEADY: unsteady},
         differences=differences,
         peak=peak,
     )
 
 
 def _difference(
-    trace: Trace, simulated: _Simulated, stretch: Stretch, phase: str, least: int, most: int
+    trace: Trace, simulated: _Simulated, alike: Sequence[Stretch], phase: str
 ) -> Difference:
+    """Compare the middle one of some stretches, which are in the order of their times."""
+    stretch = alike[(len(alike) - 1) // 2]
     whole = sum(simulated)
     causes = _causes(trace, simulated, stretch)
     more = stretch.ns >= whole
@@ -172,8 +181,8 @@ def _difference(
         simulated_ns=whole,
         measured_ns=stretch.ns,
         difference_ns=stretch.ns - whole,
-        least_ns=least,
-        most_ns=most,
+        least_ns=alike[0].ns,
+        most_ns=alike[-1].ns,
         host_ns=stretch.host_ns,
         hooks_ns=stretch.hooks_ns,
         behind_ns=stretch.behind_ns,
