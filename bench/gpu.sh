@@ -5,7 +5,8 @@
 #                           [explain] [truth]
 #
 # On an H200 with 16 cores: tests 2 minutes, budgets 2, execute 5, frontier 6, beyond 4, copies 1,
-# plots 1, truth 8, explain perhaps 3. What is written is what bench/results/ holds, and what the tables are made of.
+# plots 1, truth 8; explain has not run yet. What is written is what bench/results/ holds, and what
+# the tables are made of.
 set -u
 out=$1; shift
 mkdir -p "$out"
