@@ -17,8 +17,10 @@ MODEL is of the zoo, or `resnetN` with N layers: resnet(6, 32, n3, 6). A METHOD 
                     nobody looks on in forward (`assume_constant`)
 
 Each method trains a model of its own, and ends after `--seconds` (20): what it has by then is its
-line. A method that fails is a line with "error". `check` trains small models for some steps and
-compares losses, parameters and buffers with plain training, bit by bit.
+line. A policy's line whose step time is more than 10 % from the predicted one says in "explained"
+where the time went, in three more steps that are clocked. A method that fails is a line with
+"error". `check` trains small models for some steps and compares losses, parameters and buffers with
+plain training, bit by bit.
 """
 
 import argparse
@@ -44,9 +46,13 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 import superneurons.zoo as zoo
 from superneurons.executor import Executor
+from superneurons.executor.plan import Plan
+from superneurons.machines import Machine
 from superneurons.policies import Decision
-from superneurons.sim import play
-from superneurons.traces import find_trace, shipped
+from superneurons.reports import explain
+from superneurons.reports.explanation import TIME_PERCENT
+from superneurons.sim import Passage, play
+from superneurons.traces import Trace, find_trace, shipped
 from superneurons.zoo.step import Step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,6 +95,7 @@ PEAKS = ("requested", "allocated", "reserved")
 WARM = 2
 TIMED = 5
 LEAST = 3  # however long they take
+CLOCKED = 3  # where the step time is another than predicted
 LONG_S = 1.5
 """Steps are timed until there are so many and so long has passed."""
 PINNED_NBYTES = 32 << 30
@@ -314,21 +321,16 @@ def ours(
     if executor.plans:
         found["predicted"] = predicted(executor, like)
         found["replays"] = found["predicted"]["replays"]
+        expected = found["predicted"]["step_ns"]
+        if expected and abs(found["step_ns"] / expected - 1) > TIME_PERCENT / 100:
+            found["explained"] = explained(executor, run, like)
     return found
 
 
 def predicted(executor: Executor, like: str) -> dict[str, Any]:
-    """Return what the simulator says of the schedule that is executed.
-
-    The executor records no times: they are those of the shipped recording *like*, if it is there.
-    """
+    """Return what the simulator says of the schedule that is executed."""
     plan = executor.plans[0]
-    trace, times = plan.trace, str(plan.trace.times)
-    allocator = executor.backend.allocator
-    machine = msgspec.structs.replace(executor.machine, allocator=allocator)
-    if times != "measured" and like in shipped():
-        times = like
-        trace = carried(find_trace(like), trace, machine, memory=False)
+    trace, machine, times = simulated(executor, plan, like)
     report = play(trace, Decision(plan.schedule, plan.ledger), machine)
     return {
         "step_ns": report.step_time_ns,
@@ -339,7 +341,57 @@ def predicted(executor: Executor, like: str) -> dict[str, Any]:
         "replayed_ns": report.recomputed_ns,
         "stall_ns": report.stall_ns,
         "times": times,
-        "allocator": allocator,
+        "allocator": machine.allocator,
+    }
+
+
+def simulated(executor: Executor, plan: Plan, like: str) -> tuple[Trace, Machine, str]:
+    """Return what the simulator plays, and whose times those are.
+
+    The executor records no times: they are those of the shipped recording *like*, if it is there.
+    """
+    trace, times = plan.trace, str(plan.trace.times)
+    allocator = executor.backend.allocator
+    machine = msgspec.structs.replace(executor.machine, allocator=allocator)
+    if times != "measured" and like in shipped():
+        times = like
+        trace = carried(find_trace(like), trace, machine, memory=False)
+    return trace, machine, times
+
+
+def explained(executor: Executor, run: Callable[[], None], like: str) -> dict[str, Any]:
+    """Clock a few more steps; return where their time is not the simulated one, in short."""
+    executor.clock = True
+    clocked = []
+    for _ in range(CLOCKED):
+        run()
+        if executor.clocked is not None:
+            clocked.append(executor.clocked)
+    executor.clock = False
+    if not clocked:
+        return {"why": "no step ran by its schedule to the end"}
+    plan = clocked[-1].plan
+    trace, machine, _ = simulated(executor, plan, like)
+    passage = Passage(trace, machine)
+    report = play(trace, Decision(plan.schedule, plan.ledger), machine, passage)
+    steps = [each.stretches for each in clocked if each.plan is plan]
+    found = explain(trace, passage.foreseen(plan.schedule, report.step_time_ns), steps)
+    return {
+        "simulated_ns": found.simulated_ns,
+        "measured_ns": found.measured_ns,
+        "clocked_ns": found.clocked_ns,
+        "by_cause": found.by_cause,
+        "by_phase": found.by_phase,
+        "largest": [
+            {
+                "first": each.operations[0] if each.operations else "",
+                "operations": len(each.operations),
+                "simulated_ns": each.simulated_ns,
+                "measured_ns": each.measured_ns,
+                "cause": each.cause,
+            }
+            for each in found.largest(5)
+        ],
     }
 
 

@@ -54,6 +54,11 @@ def print_model(model: Model, lines: list[Line]) -> None:
         if "step_ns" not in line:
             print(f"| {label(line)} | - {'| ' * 11}| {line.get('error', '')} |")
     print(f"\n{verdict(done)}\n")
+    for line in done:
+        causes = line.get("explained", {}).get("by_cause")
+        if causes:
+            told = ", ".join(f"{cause} {ns / 1e6:+.1f}" for cause, ns in causes.items() if ns)
+            print(f"- {label(line)} beside what was predicted, in ms: {told}")
 
 
 def print_line(line: Line, plain: Line | None, done: list[Line]) -> None:

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # All that is measured on a GPU, phase by phase, into a folder:
 #
-#     bash bench/gpu.sh OUT [tests] [budgets] [execute] [tight] [frontier] [beyond] [copies] [plots] [truth]
+#     bash bench/gpu.sh OUT [tests] [budgets] [execute] [tight] [frontier] [beyond] [copies]
+#                           [plots] [explain] [truth]
 #
 # On an H200 with 16 cores: tests 2 minutes, budgets 2, execute 5, frontier 6, beyond 4, copies 1,
-# plots 1, truth 8. What is written is what bench/results/ holds, and what the tables are made of.
+# plots 1, truth 8; explain has not run yet. What is written is what bench/results/ holds, and what
+# the tables are made of.
 set -u
 out=$1; shift
 mkdir -p "$out"
@@ -69,9 +71,21 @@ plots() {
     --times gpt-b8 --plot "$out/gpt.png" --log "$out/runs.jsonl"
 }
 
+explain() {  # bound by the GPU, by the link, by what runs again, and by its host
+  run() {
+    python3 -m superneurons run "superneurons.zoo:$1" --policy "$2" --times "$3" --explain \
+      --log "$out/explained.jsonl" >> "$out/explained.txt" 2>&1
+  }
+  run resnet50:batch=128 liveness resnet50-b128
+  run resnet50:batch=128 "$now" resnet50-b128
+  run resnet50:batch=128 "$again" resnet50-b128
+  run densenet121:batch=64 liveness densenet121-b64
+  run small_cnn:batch=4 liveness small-cnn-b4
+}
+
 truth() { python3 bench/truth.py "$out/recordings" > "$out/truth.jsonl"; }
 
-for phase in "${@:-tests budgets execute frontier beyond copies plots}"; do
+for phase in "${@:-tests budgets execute frontier beyond copies plots explain}"; do
   for each in $phase; do
     echo "== $each, $(date +%T)"
     "$each"

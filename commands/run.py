@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 @click.option(
     "--plot", type=click.Path(dir_okay=False), help="Draw memory over one more step (PNG, SVG, PDF)"
 )
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Clock a few more steps, and say where their time is not the simulated one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything, as an object.")
 def run(
     function: str,
@@ -43,12 +48,13 @@ def run(
     verify: bool,
     log: str | None,
     plot: str | None,
+    explain: bool,
     as_json: bool,
 ) -> None:
     """Train by a policy's schedule: MODULE:FUNCTION or FILE.py:FUNCTION, as `record` takes it."""
     require_torch("running")
     from ..executor import append_line, run_function
-    from ..sim import simulate_schedule
+    from ..sim import foresee, simulate_schedule
 
     logging.getLogger("superneurons").addHandler(logging.NullHandler())  # notices are printed
     report = run_function(
@@ -61,6 +67,7 @@ def run(
         times,
         predict=simulate_schedule,
         audit=plot is not None,
+        foresee=foresee if explain else None,
         tell=None if as_json else _tell,
         assume_constant=assume_constant,
         verify=verify,
@@ -80,6 +87,8 @@ def run(
         print_json(report)
     else:
         _conclude(report)
+        if explain:
+            _explain(report)
 
 
 def _tell(step: "StepReport", took_ns: int) -> None:
@@ -111,3 +120,14 @@ def _conclude(report: "RunReport") -> None:
             f"step time: {format_ns(report.predicted_step_time_ns)} predicted by {by}, "
             f"measured {format_ns(report.step_time_ns)}"
         )
+
+
+def _explain(report: "RunReport") -> None:
+    if report.explanation is None:
+        last = report.steps[-1]
+        why = f": {last.why}" if last.why else ""
+        click.echo(f"nothing is explained, for no step ran by a schedule to its end{why}")
+        return
+    from ..reports.differences import print_explanation
+
+    print_explanation(report.explanation, report.step_time_ns)

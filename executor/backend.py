@@ -17,6 +17,9 @@ from ..allocators.standing import Standing
 Ticket = Any
 """What a copy under way is known by; each backend has its own."""
 
+Stamp = Any
+"""A moment of the computation; each backend has its own."""
+
 DrawState = Any
 """What random operators draw from at some place; each backend has its own."""
 
@@ -24,8 +27,11 @@ DrawState = Any
 class Backend(ABC):
     """A device with tiers beside it. *nothing* is an empty tensor there, *tiers* are names.
 
-    While *timing* is set, fences and copies are timed, which makes each a little slower.
+    While *timing* is set, fences and copies are timed, which makes each a little slower. *lags*
+    says that the device computes on its own, behind the host that issues.
     """
+
+    lags = False
 
     def __init__(self, device: torch.device, tiers: Sequence[str]) -> None:
         self.device = device
@@ -102,10 +108,24 @@ class Backend(ABC):
     def drain(self) -> None:
         """Wait, with the host, until all copies have ended."""
 
-    def waited_ns(self) -> int:
-        """Return what fences have cost since the last call, 0 where that is not measured; the host
-        waits for the last of them."""
+    @abstractmethod
+    def stamp(self) -> Stamp:
+        """Mark this moment of the computation: all that was issued so far comes before it."""
+
+    @abstractmethod
+    def between_ns(self, begin: Stamp, end: Stamp) -> int:
+        """Return the time from one moment of the computation to a later one; the host waits for
+        that."""
+
+    @property
+    def timed_waits(self) -> int:
+        """How many fences have been timed since `waits_ns` was last called."""
         return 0
+
+    def waits_ns(self) -> list[int]:
+        """Return what each timed fence has cost since the last call; the host waits for the last of
+        them."""
+        return []
 
     def copied_ns(self) -> tuple[int, int]:
         """Return how long copies out and in took since the last call, 0 where that is not measured;

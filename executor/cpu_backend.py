@@ -6,6 +6,7 @@ is a block that somebody else is about to fill. So a fence that is missing gives
 """
 
 import ctypes
+import time
 import weakref
 from collections.abc import Sequence
 from typing import Final
@@ -67,6 +68,7 @@ class EmulatedBackend(Backend):
         super().__init__(torch.device("cpu"), tiers)
         self.lost = 0
         self._under_way: list[Emulated] = []
+        self._waits_ns: list[int] = []
 
     def begin(self) -> None:
         """Nothing to do: there is one way to compute."""
@@ -95,7 +97,30 @@ class EmulatedBackend(Backend):
 
     def wait(self, ticket: Emulated) -> None:
         """Let a copy end."""
+        if not self.timing:
+            ticket.end()
+            return
+        begin = self.stamp()
         ticket.end()
+        self._waits_ns.append(self.stamp() - begin)
+
+    def stamp(self) -> int:
+        """Return the host's clock: it computes."""
+        return time.perf_counter_ns()
+
+    def between_ns(self, begin: int, end: int) -> int:
+        """Return the time between two looks at the clock."""
+        return end - begin
+
+    @property
+    def timed_waits(self) -> int:
+        """How often somebody has waited for a copy."""
+        return len(self._waits_ns)
+
+    def waits_ns(self) -> list[int]:
+        """Return how long each copy took that somebody waited for, since the last call."""
+        waits, self._waits_ns = self._waits_ns, []
+        return waits
 
     def ended(self, ticket: Emulated) -> bool:
         """Whether somebody has waited for a copy."""

@@ -29,6 +29,8 @@ class CudaBackend(Backend):
     The compute stream is the one that is current when a step begins.
     """
 
+    lags = True
+
     def __init__(self, device: torch.device, peer: torch.device | None = None) -> None:
         super().__init__(device, ("host",) if peer is None else ("host", "peer"))
         self._peer = peer
@@ -132,15 +134,31 @@ class CudaBackend(Backend):
         self._compute.record_event(around[1])
         self._waits.append(around)
 
-    def waited_ns(self) -> int:
-        """Return how long the compute stream stood still for fences since the last call."""
+    def stamp(self) -> torch.cuda.Event:
+        """Record an event on the compute stream."""
+        event = torch.cuda.Event(enable_timing=True)
+        self._compute.record_event(event)
+        return event
+
+    def between_ns(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> int:
+        """Return the time between two events, to about half a microsecond."""
+        end.synchronize()
+        return _between_ns(begin, end)
+
+    @property
+    def timed_waits(self) -> int:
+        """How many fences the compute stream has been given, with events around them."""
+        return len(self._waits)
+
+    def waits_ns(self) -> list[int]:
+        """Return how long the compute stream stood still for each fence since the last call."""
         waits, self._waits = self._waits, []
         return _elapsed_ns(waits)
 
     def copied_ns(self) -> tuple[int, int]:
         """Return how long copies out and in took since the last call, if they were timed."""
         copies, self._copies = self._copies, {"out": [], "in": []}
-        return _elapsed_ns(copies["out"]), _elapsed_ns(copies["in"])
+        return sum(_elapsed_ns(copies["out"])), sum(_elapsed_ns(copies["in"]))
 
     def ended(self, ticket: torch.cuda.Event) -> bool:
         """Whether a copy's event has been reached."""
@@ -197,7 +215,11 @@ def _around() -> Around:
     return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
 
-def _elapsed_ns(pairs: Sequence[Around]) -> int:
+def _elapsed_ns(pairs: Sequence[Around]) -> list[int]:
     if pairs:
         pairs[-1][1].synchronize()
-    return int(sum(begin.elapsed_time(end) for begin, end in pairs) * 1e6)
+    return [_between_ns(begin, end) for begin, end in pairs]
+
+
+def _between_ns(begin: torch.cuda.Event, end: torch.cuda.Event) -> int:
+    return int(begin.elapsed_time(end) * 1e6)

@@ -16,6 +16,7 @@ from ..policies import Policy, find_policy
 from ..traces import Trace, find_trace
 from .audit import AuditedStep, Reading
 from .backend import Backend
+from .clock import Clocked, ClockedStep
 from .course import Course, Site
 from .cpu_backend import EmulatedBackend
 from .cuda_backend import CudaBackend
@@ -50,7 +51,8 @@ class Executor:
     *times*, a recording of the same step on this GPU or its file, gives policies and forecasts the
     operations' times, in place of a roofline. *report* tells of the last step, *notices* are what
     was said. With *audit* each executed step is watched, slowly: *readings* are the device's bytes
-    beside the ledger's before each operation.
+    beside the ledger's before each operation. With *clock* each is clocked: *clocked* says where
+    the time of the last one went.
 
     What a policy drops is computed again as forward did in that step, so forward is looked at where
     something is to be computed again. With *assume_constant* it is not: then the step must pass the
@@ -71,6 +73,7 @@ class Executor:
         backend: Backend | None = None,
         slab_nbytes: int = SLAB_NBYTES,
         audit: bool = False,
+        clock: bool = False,
         assume_constant: bool = False,
         verify: bool = False,
     ) -> None:
@@ -81,9 +84,11 @@ class Executor:
         self._last: Journal | StepReport | None = None
         self.steps = 0
         self.audit = audit
+        self.clock = clock
         self.assume_constant: Final = assume_constant
         self.verify: Final = verify
         self.readings: list[Reading] = []
+        self.clocked: Clocked | None = None
         host_nbytes = _nbytes(host_memory)
         if machine is None:
             self.machine = measured(self.backend, host_nbytes)
@@ -142,6 +147,7 @@ class Executor:
         course.prepare()
         course.begin(self.backend.allocated_nbytes())
         self._inside = True
+        self.clocked = None
         self.backend.begin()
         try:
             if course.kept:
@@ -171,9 +177,9 @@ class Executor:
         self._end("safe" if recording.missing else "recorded", recording.problem)
 
     def _execute(self, course: Course, plan: Plan) -> Iterator[None]:
-        self.backend.waited_ns()  # what steps before have waited is not this one's
+        self.backend.waits_ns()  # what steps before have waited is not this one's
         self.backend.copied_ns()
-        kind = AuditedStep if self.audit else ExecutedStep
+        kind = AuditedStep if self.audit else ClockedStep if self.clock else ExecutedStep
         step = kind(
             plan,
             self.backend,
@@ -197,11 +203,14 @@ class Executor:
                 course.ran_out()
             raise
         step.finish()
-        step.journal.end(self.steps, step.why, self.backend.waited_ns(), self.backend.copied_ns())
+        waits_ns = self.backend.waits_ns()
+        step.journal.end(self.steps, step.why, sum(waits_ns), self.backend.copied_ns())
         self._last = step.journal
         self.steps += 1
         if isinstance(step, AuditedStep):
             self.readings = step.readings
+        if isinstance(step, ClockedStep) and not step.why:
+            self.clocked = step.clocked(waits_ns)
         if step.why:
             course.surprised(step.why)
         else:

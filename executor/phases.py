@@ -1,7 +1,7 @@
 """Where the host's time goes in a step that nobody looks at: forward, backward, optimizer."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -21,9 +21,11 @@ class PhaseTimes(NamedTuple):
 
 
 class Stopwatch:
-    """Times one step from `start` to `stop`, with the passes that `watch` sees in between."""
+    """Times one step from `start` to `stop`, with the passes that `watch` sees in between; tells
+    *ended* at the end of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[], None] | None = None) -> None:
+        self._ended = ended
         self._passes: list[tuple[int, int]] = []
         self._start = 0
         self._inside = False
@@ -67,6 +69,8 @@ class Stopwatch:
                 finally:
                     self._inside = False
                     self._passes.append((first, self.now()))
+                    if self._ended is not None:
+                        self._ended()
 
             return run
 

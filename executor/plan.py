@@ -78,7 +78,8 @@ class Hook(NamedTuple):
 
 class Plan:
     """What a step does by a schedule. *sequence* are the hooks in order: n for the pack of save n,
-    ~n for an unpack; *due* are the actions of each, and *at_end* those of the step's end.
+    ~n for an unpack; *places* are those at which they fire, *due* the actions of each, and *at_end*
+    those of the step's end.
 
     At a pack actions come after it, at an unpack before it.
     """
@@ -94,7 +95,7 @@ class Plan:
         ]
         self.due: Final[list[tuple[Action, ...]]] = []
         self.at_end: Final[list[Action]] = []
-        self._places = [fired.place for fired in recorded.fired]
+        self.places: Final = [fired.place for fired in recorded.fired]
         self._storages = recorded.storages
         self._held: set[int] = set()
         self._moved: set[int] = set()
@@ -181,7 +182,7 @@ class Plan:
             if isinstance(step, Run):
                 place = step.op + 1
                 continue
-            first, last = bisect_left(self._places, place), bisect_right(self._places, place) - 1
+            first, last = bisect_left(self.places, place), bisect_right(self.places, place) - 1
             here = first <= last  # whether a hook fires at this place at all
             earliest = max(at, first)
             if isinstance(step, Rerun):
@@ -194,7 +195,7 @@ class Plan:
                 after.update(dict.fromkeys(touched, k))
                 read_at.update(dict.fromkeys(facts.reads[step.op], place))
                 again |= {s for s in made if not managed[s] or place >= facts.death[s]}
-                if k < len(self._places):
+                if k < len(self.places):
                     at = max(at, k)
                     action = Action(What.RERUN, (made[0],), ops=(step.op,))
                     self._actions.setdefault(k, []).append(action)
@@ -203,7 +204,7 @@ class Plan:
             if isinstance(step, Free) and s in again:
                 again.discard(s)
                 k = max(earliest, after.get(s, 0))
-                if k < len(self._places):
+                if k < len(self.places):
                     at = max(at, k)
                     self._actions.setdefault(k, []).append(Action(What.RERUN, (), ops=(~s,)))
                 continue
@@ -225,16 +226,16 @@ class Plan:
                     k = min(k, self._first_unpack.get(s, k))
             k = max(k, after.get(s, 0))
             after[s] = k
-            if k >= len(self._places) or (place == facts.op_count and action.what is What.RELEASE):
+            if k >= len(self.places) or (place == facts.op_count and action.what is What.RELEASE):
                 self.at_end.append(action)
                 continue
             at = max(at, k)
             self._moved.add(s)
             self._actions.setdefault(k, []).append(action)
             if action.what is What.DROP:
-                look = max(k + 1, bisect_right(self._places, self._places[k]))
+                look = max(k + 1, bisect_right(self.places, self.places[k]))
                 gone = Action(What.LOOK, (s,))
-                if look < len(self._places):
+                if look < len(self.places):
                     self._actions.setdefault(look, []).insert(0, gone)
                 else:
                     self.at_end.append(gone)
@@ -267,6 +268,6 @@ class Plan:
     ) -> None:
         """Hold what the program holds, too, until the last operation that computes from it: the
         graph may have let go of it by then."""
-        if s in self.recipes.sources and s in read_at and after[s] < len(self._places):
+        if s in self.recipes.sources and s in read_at and after[s] < len(self.places):
             self._held.add(s)
             self._actions.setdefault(after[s], []).append(Action(What.RELEASE, (s,)))

@@ -1,9 +1,10 @@
 """Run a user's step under the executor, and say what it cost beside what was predicted."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Final
 
 import msgspec
 import torch
@@ -11,17 +12,25 @@ from msgspec import Struct
 
 from ..errors import InvalidInput
 from ..machines import Machine
-from ..reports import Report
+from ..reports import Explanation, Foreseen, PeakReading, Report, explain
 from ..schedules import Schedule
 from ..traces import Trace
 from .audit import Reading
+from .clock import Clocked
 from .entry import find_entry
 from .executor import Executor
 from .journal import StepReport
+from .plan import Plan
 from .provenance import provenance
 
 Predict = Callable[[Trace, Schedule, Machine], Report]
 """A simulator: what a schedule is expected to cost."""
+
+Foresee = Callable[[Trace, Schedule, Machine], Foreseen]
+"""A simulator: where the time of a schedule is expected to go."""
+
+CLOCKED: Final = 5
+"""How many steps are clocked, of which the one in the middle is explained."""
 
 
 class RunReport(Struct, frozen=True, kw_only=True):
@@ -30,7 +39,8 @@ class RunReport(Struct, frozen=True, kw_only=True):
     Peaks are bytes on the device, None where a device does not count them; the measured ones are
     those of the executed steps alone. *times* says what the predicted step time is made of:
     "measured" times of a recording, or a "roofline". *steps* are all of them, in order. *readings*
-    are the bytes before each operation of one more step, if it was asked for.
+    are the bytes before each operation of one more step, and *explanation* is of a few that were
+    clocked, if they were asked for.
     """
 
     model: str
@@ -49,6 +59,7 @@ class RunReport(Struct, frozen=True, kw_only=True):
     steps: list[StepReport]
     times_ns: list[int]
     readings: list[Reading]
+    explanation: Explanation | None
     notices: list[str]
     versions: dict[str, str]
 
@@ -64,17 +75,24 @@ def run_function(
     *,
     predict: Predict,
     audit: bool = False,
+    foresee: Foresee | None = None,
     tell: Callable[[StepReport, int], None] | None = None,
     assume_constant: bool = False,
     verify: bool = False,
 ) -> RunReport:
     """Run *steps* steps of `MODULE:FUNCTION` by a policy, and one more that is watched for *audit*.
 
+    With *foresee* a few more are clocked and one is watched, and what comes of it is explained.
     *times* is a recording of the same step, or its file; *tell* hears of each step, with its time.
     The rest is as `Executor` takes it.
     """
     if steps < 1:
         raise InvalidInput(f"{steps} steps are none; the first two record, so run at least 3")
+    if foresee is not None and steps < 3:
+        raise InvalidInput(
+            f"in {steps} steps none is executed that could be explained; the first two record, so "
+            "run at least 3"
+        )
     name, make = find_entry(text)
     runs = Executor(
         policy,
@@ -98,10 +116,18 @@ def run_function(
         if report.mode == "executed" and runs.backend.device.type == "cuda":
             measured = max(measured or 0, torch.cuda.max_memory_allocated(runs.backend.device))
             reserved = max(reserved or 0, torch.cuda.max_memory_reserved(runs.backend.device))
-    if audit:
+    clocked = []
+    if foresee is not None:
+        runs.clock = True
+        clocked = [runs.clocked for _ in _run(runs, step, CLOCKED) if runs.clocked is not None]
+    if audit or foresee is not None:
         runs.audit = True
         list(_run(runs, step, 1))
     expected = _expected(runs, predict)
+    explanation = None
+    if foresee is not None and clocked:
+        peak = _peak(runs, clocked[-1].plan, expected, measured)
+        explanation = _explained(runs, clocked, foresee, peak)
     done = [i for i, report in enumerate(reports) if report.mode == "executed"]
     last = reports[-1]
     return RunReport(
@@ -121,6 +147,7 @@ def run_function(
         steps=[msgspec.structs.replace(report, storages=[]) for report in reports],
         times_ns=took_ns,
         readings=runs.readings,
+        explanation=explanation,
         notices=runs.notices,
         versions=provenance(runs.backend.device),
     )
@@ -131,8 +158,43 @@ def _expected(runs: Executor, predict: Predict) -> Report | None:
     if not runs.plans:
         return None
     plan = runs.plans[-1]
-    machine = msgspec.structs.replace(runs.machine, allocator=runs.backend.allocator)
-    return predict(plan.trace, plan.schedule, machine)
+    return predict(plan.trace, plan.schedule, _machine(runs))
+
+
+def _machine(runs: Executor) -> Machine:
+    return msgspec.structs.replace(runs.machine, allocator=runs.backend.allocator)
+
+
+def _explained(
+    runs: Executor, clocked: Sequence[Clocked], foresee: Foresee, peak: PeakReading | None
+) -> Explanation:
+    """Explain the steps that were clocked, those by the plan of the last."""
+    plan = clocked[-1].plan
+    foreseen = foresee(plan.trace, plan.schedule, _machine(runs))
+    steps = [each.stretches for each in clocked if each.plan is plan]
+    return explain(plan.trace, foreseen, steps, peak)
+
+
+def _peak(
+    runs: Executor, plan: Plan, expected: Report | None, measured: int | None
+) -> PeakReading | None:
+    readings, differences = runs.readings, runs.differences
+    if not readings:
+        return None
+    planned = max(readings, key=lambda each: each.planned_nbytes)
+    found = max(readings, key=lambda each: each.found_nbytes)
+    start_nbytes = plan.trace.facts.start_nbytes
+    return PeakReading(
+        planned_nbytes=start_nbytes + planned.planned_nbytes,
+        planned_op=planned.op,
+        found_nbytes=start_nbytes + found.found_nbytes,
+        found_op=found.op,
+        places=len(readings),
+        different=len(differences),
+        first_op=differences[0].op if differences else None,
+        planned_blocks_nbytes=None if expected is None else expected.allocated_peak_bytes,
+        found_blocks_nbytes=measured,
+    )
 
 
 def append_line(report: RunReport, path: str) -> None:

@@ -7,7 +7,9 @@ A program that does not repeat itself in plain PyTorch on this GPU proves nothin
 """
 
 import gc
+import time
 from functools import cache
+from itertools import pairwise
 
 import pytest
 
@@ -15,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 from programs import PROGRAMS  # noqa: E402
 from test_zoo import TINY  # noqa: E402
-from training import MACHINE, Everything, different, network, plain, trained  # noqa: E402
+from training import MACHINE, Everything, different, network, plain, state, trained  # noqa: E402
 
 from superneurons.errors import DoesNotFit  # noqa: E402
 from superneurons.executor import Executor  # noqa: E402
@@ -205,3 +207,28 @@ def test_the_peak_is_the_same_in_twenty_steps():
             peaks.add((stats["requested_bytes.all.peak"], stats["allocated_bytes.all.peak"]))
     assert len(peaks) == 1
     assert runs.plans[0].ledger.device_peak_nbytes == peaks.pop()[0]
+
+
+@pytest.mark.parametrize("policy", ["liveness", "everything", "recompute"])
+def test_a_clocked_step_is_plain_pytorch_and_its_stretches_are_the_whole_step(policy):
+    theirs = control("convolutions")
+    if theirs is None:
+        pytest.skip("plain PyTorch does not repeat itself here")
+    runs = executor(POLICIES[policy])
+    torch.manual_seed(0)
+    step = BUILDS["convolutions"]()
+    for i in range(STEPS):
+        runs.clock = i >= 3
+        torch.cuda.synchronize()
+        begin = time.perf_counter_ns()
+        with runs.step():
+            step()
+        took = time.perf_counter_ns() - begin
+    stretches = runs.clocked.stretches
+    assert different(state(step), theirs) == []
+    assert all(here.end == there.begin for here, there in pairwise(stretches))
+    assert 0 < runs.clocked.ns < took
+    assert runs.clocked.ns == sum(each.ns for each in stretches)
+    assert min(each.ns for each in stretches) >= 0
+    assert all(each.behind_ns > -1_000_000 for each in stretches)
+    assert (sum(each.again_ns for each in stretches) > 0) == (policy == "recompute")
