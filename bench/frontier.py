@@ -296,7 +296,11 @@ def ours(
 ) -> dict[str, Any]:
     """Return what a policy costs, beside what its plan says."""
     executor = Executor(
-        policy.removesuffix("!"), budget=budget, device=DEVICE, assume_constant=policy.endswith("!")
+        policy.removesuffix("!"),
+        budget=budget,
+        device=DEVICE,
+        times=like if like in shipped() else None,
+        assume_constant=policy.endswith("!"),
     )
 
     def run() -> None:
