@@ -11,16 +11,16 @@ modification in place after the save is noticed at any time, as autograd itself 
 import weakref
 from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple
 
 import torch
+from msgspec import Struct
 
 from .backend import Backend, Ticket, flat
 from .private import version_of
 from .slabs import Block
 
 
-class View(NamedTuple):
+class View(Struct, frozen=True):
     """How a saved tensor looks at its storage."""
 
     dtype: torch.dtype
@@ -196,9 +196,7 @@ class Entry:
 
     def show(self, alias: torch.Tensor, view: View) -> None:
         """Let a handle's tensor look at the bytes that are back."""
-        self._arrive()
-        there = torch.empty(0, dtype=view.dtype, device=self._backend.device)
-        alias.data = there.set_(self.storage, view.offset, view.shape, view.stride)
+        alias.data = looking(self.tensor(), view)
 
     def _arrive(self) -> None:
         if self._fetching is not None:

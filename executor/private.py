@@ -92,27 +92,28 @@ class BelowAutograd:
     Kernels find gradients enabled, as in forward: some are chosen by that.
     """
 
-    __slots__ = ("_autograd", "_grad", "_others")
+    __slots__ = ("_grad", "_guard")
 
     def __enter__(self) -> None:
         self._grad = torch.is_grad_enabled()
-        self._autograd = torch._C._AutoDispatchBelowAutograd()
-        self._others = torch._C._ExcludeDispatchKeyGuard(_hidden_keys())
-        self._autograd.__enter__()
-        self._others.__enter__()
-        torch._C._set_grad_enabled(True)
+        self._guard = torch._C._ExcludeDispatchKeyGuard(_hidden_keys())
+        self._guard.__enter__()
+        if not self._grad:
+            torch._C._set_grad_enabled(True)
 
     def __exit__(self, *error: object) -> None:
-        torch._C._set_grad_enabled(self._grad)
-        self._others.__exit__(*error)
-        self._autograd.__exit__(*error)
+        if not self._grad:
+            torch._C._set_grad_enabled(False)
+        self._guard.__exit__(*error)
 
 
 @cache
 def _hidden_keys() -> Any:
-    """Return the dispatch keys of observers and of autocast."""
+    """Return the dispatch keys of observers, of autograd and of autocast."""
     keys = torch._C.DispatchKeySet(_observers_key())
-    for name in ("AutocastCPU", "AutocastCUDA"):
+    # As torch._C._AutoDispatchBelowAutograd has them: one guard for all takes half the time.
+    autograd = "AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"
+    for name in (*autograd, "AutocastCPU", "AutocastCUDA"):
         keys = keys | torch._C.DispatchKeySet(torch._C._dispatch_key_parse(name))
     return keys
 
@@ -149,14 +150,12 @@ def arguments(overload: Overload) -> Sequence[Any]:
     return found
 
 
-def sequence_number() -> int:
-    """Return the number that the next autograd node of this thread gets."""
-    return int(torch._C._autograd._get_sequence_nr())
+sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
+"""Return the number that the next autograd node of this thread gets."""
 
 
-def running_node() -> Any:
-    """Return the autograd node that runs in this thread, None outside backward."""
-    return torch._C._current_autograd_node()
+running_node: Callable[[], Any] = torch._C._current_autograd_node
+"""Return the autograd node that runs in this thread, None outside backward."""
 
 
 def number_of(node: Any) -> int:
@@ -217,6 +216,5 @@ def holders(address: int) -> int:
     return int(torch._C._storage_Use_Count(address))
 
 
-def address(storage: torch.UntypedStorage) -> int:
-    """Return what tells one live storage from another; another may have it after its death."""
-    return int(storage._cdata)
+address: Callable[[torch.UntypedStorage], int] = attrgetter("_cdata")
+"""Return what tells one live storage from another; another may have it after its death."""

@@ -36,6 +36,9 @@ Proof = tuple[int | str, int, int, torch.dtype, Sequence[int], Sequence[int], An
 """A source as it is compared in forward: key, inner, storage, type, shape, strides, offset and
 counter. A plain tuple is unpacked in a third of the time that a named one takes."""
 
+Gap = tuple[int | str, int, int, int, View, bool]
+"""A source as a place is filled with it: key, inner, storage, version, view, and same. Plain, too."""
+
 Seen = tuple[int, int, Sequence[int], Sequence[int]]
 """A storage that is made in forward: where it is among the results, -1 if it is the result, its
 number, and the shape and strides of the tensor."""
@@ -61,17 +64,21 @@ class Captured(NamedTuple):
 
 class Code:
     """One operation as it is run again. *recorded* is its call as recorded, with None for tensors;
-    *fixed* says that it is used as it is. *proofs* are the *sources* as they are compared. *lists* are the keys of arguments that are lists with
+    *fixed* says that it is used as it is. *proofs* are the *sources* as they are compared, *gaps* as
+    they are filled in. *lists* are the keys of arguments that are lists with
     tensors in them, *named* says that some tensors go by name, *absent* are the places where it may
-    take a tensor and takes none. Of what it has *made*, *written* is what it writes in place, and
+    take a tensor and takes none. Of what it has *made* (*makes*
+    has the same in plain tuples), *written* is what it writes in place, and
     *whole* are the storages that are then as they were saved."""
 
     __slots__ = (
         "absent",
         "fixed",
+        "gaps",
         "kernel",
         "lists",
         "made",
+        "makes",
         "name",
         "named",
         "normalizes",
@@ -123,6 +130,10 @@ class Code:
             )
             for each in self.sources
         ]
+        self.gaps: list[Gap] = [
+            (each.key, each.inner, each.storage, each.version, each.view, each.same)
+            for each in self.sources
+        ]
         self.made = [
             *(Made(each.inner, index[each.life.number], 0) for each in call.results),
             *(Made(-2, s, at[s] + 1) for s in facts.overwrites[op]),
@@ -133,6 +144,7 @@ class Code:
             if i < len(call.args) and call.args[i] is None and "Tensor" in str(argument.type)
         ]
         self.absent = [i for i in self.absent if (i, -1) not in {e[:2] for e in self.sources}]
+        self.makes = [(each.inner, each.storage, each.version) for each in self.made]
         self.whole = [s for _, s, version in self.made if repeatable.saved.get(s) == version]
         self.written = [each for each in self.made if each.inner == -2]
         keys = [each.key for each in self.sources] + [key for (key, _), _ in self.scratch]
