@@ -94,7 +94,7 @@ class Duties:
             self.journal.write(self._at, "unready", s)
             return
         if entry.where is Where.HERE:
-            self._leaving[s] = weakref.ref(entry.storage)
+            self._leaving[s] = entry.watch
             if self._verify and not entry.blocks:
                 entry.control = entry.source().clone()
         entry.drop()

@@ -116,6 +116,11 @@ class Entry:
         return self._original()
 
     @property
+    def watch(self) -> weakref.ref[torch.UntypedStorage]:
+        """What tells whether the storage with the device's bytes is alive."""
+        return self._original if self._back is None else weakref.ref(self._back.untyped_storage())
+
+    @property
     def storage(self) -> torch.UntypedStorage:
         """The storage that has the device's bytes now."""
         storage = self._original() if self._back is None else self._back.untyped_storage()
@@ -161,8 +166,9 @@ class Entry:
     def drop(self) -> None:
         """Give up the device's bytes, behind a fence."""
         self._fence()
+        nothing = self._backend.nothing
         for alias in self._aliases:
-            alias.data = self._backend.nothing
+            alias.data = nothing
         self._back = None
         self.where = Where.AWAY
         self.address = -1

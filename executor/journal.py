@@ -4,7 +4,6 @@ from msgspec import Struct
 
 from .plan import Plan, What
 
-
 Event = tuple[int, str, int]
 """One thing that happened, to which storage: at which hook, what, and the storage.
 

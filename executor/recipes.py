@@ -37,7 +37,7 @@ Proof = tuple[int | str, int, int, torch.dtype, Sequence[int], Sequence[int], An
 counter. A plain tuple is unpacked in a third of the time that a named one takes."""
 
 Gap = tuple[int | str, int, int, int, View, bool]
-"""A source as a place is filled with it: key, inner, storage, version, view, and same. Plain, too."""
+"""A source as a place is filled with it: key, inner, storage, version, view, same."""
 
 Seen = tuple[int, int, Sequence[int], Sequence[int]]
 """A storage that is made in forward: where it is among the results, -1 if it is the result, its
@@ -63,13 +63,15 @@ class Captured(NamedTuple):
 
 
 class Code:
-    """One operation as it is run again. *recorded* is its call as recorded, with None for tensors;
-    *fixed* says that it is used as it is. *proofs* are the *sources* as they are compared, *gaps* as
-    they are filled in. *lists* are the keys of arguments that are lists with
-    tensors in them, *named* says that some tensors go by name, *absent* are the places where it may
-    take a tensor and takes none. Of what it has *made* (*makes*
-    has the same in plain tuples), *written* is what it writes in place, and
-    *whole* are the storages that are then as they were saved."""
+    """One operation as it is run again.
+
+    *recorded* is its call as recorded, with None for tensors; *fixed* says that it is used as it
+    is. *proofs* and *gaps* are the *sources* as they are compared, and as they are filled in.
+    *lists* are the keys of arguments that are lists with tensors in them, *named* says that some
+    tensors go by name, *absent* are the places where it may take a tensor and takes none. Of what
+    it has *made* (*makes* has the same in plain tuples), *written* is what it writes in place, and
+    *whole* are the storages that are then as they were saved.
+    """
 
     __slots__ = (
         "absent",

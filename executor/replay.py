@@ -54,17 +54,20 @@ class Replay:
         self._backend = backend
         self._entries = entries
         self._lasting: dict[int, list[Kept]] = {}
+        self._on: dict[int, int] = {}  # storages of those by address
         noted: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         for s, references in recipes.lasting.items():
-            tensors = [each for reference in references if (each := reference()) is not None]
-            if tensors:
-                noted[s] = weakref.ref(tensors[0].untyped_storage())
-            self.whole = self.whole and len(tensors) == len(references)
-            self._lasting[s] = [
-                (weakref.ref(each), address(each.untyped_storage()), version(each))
-                for each in tensors
-            ]
-        self._on = {found[0][1]: s for s, found in self._lasting.items() if found}
+            self._lasting[s] = kept = []
+            for reference in references:
+                tensor = reference()
+                if tensor is None:
+                    self.whole = False
+                    continue
+                storage = tensor.untyped_storage()
+                if not kept:
+                    noted[s] = weakref.ref(storage)
+                    self._on[address(storage)] = s
+                kept.append((reference, address(storage), version(tensor)))
         self.witness: Witness | None = None
         if recipes.codes and not (constant and not recipes.draws):
             self.witness = Witness(recipes, noted, backend.draw_state, lose)
@@ -208,10 +211,10 @@ class Replay:
         for key in code.lists:
             where: Any = args if isinstance(key, int) else kwargs
             where[key] = where[key].copy()
-        for key, inner, s, version, view, same in code.gaps:
+        for key, inner, s, at, view, same in code.gaps:
             again = made.get(s)
-            if again is None or again[1] != version:
-                tensor = looking(self._source(s, version, entries), view)
+            if again is None or again[1] != at:
+                tensor = looking(self._source(s, at, entries), view)
             elif same:
                 tensor = again[0]
             else:
@@ -227,18 +230,18 @@ class Replay:
                 where[key] = torch.zeros(
                     scratch.shape, dtype=scratch.dtype, device=self._backend.device
                 )
-        for _, s, version in code.written:
-            if s not in made or made[s][1] != version - 1:
+        for _, s, at in code.written:
+            if s not in made or made[s][1] != at - 1:
                 raise MissingSource(f"{code.name!r} would write what is not its own")
         if call.state is None:
             result = code.kernel(*args, **kwargs)
         else:
             result = self._draw(code, args, kwargs, call.state)
-        for inner, s, version in code.makes:
+        for inner, s, at in code.makes:
             if inner == -2:
-                made[s] = made[s][0], version
+                made[s] = made[s][0], at
             else:
-                made[s] = result if inner < 0 else result[inner], version
+                made[s] = result if inner < 0 else result[inner], at
 
     def _draw(self, code: Code, args: list[Any], kwargs: dict[str, Any], state: DrawState) -> Any:
         """Run an operation with the random numbers that it drew in forward."""
@@ -257,16 +260,12 @@ class Replay:
             raise MissingSource(f"{code.name!r} has not run in this step")
         return captured
 
-    def _source(self, s: int, version: int, entries: Callable[[int], Entry | None]) -> torch.Tensor:
-        """Return a tensor on what an operation starts from, at the version that it needs."""
+    def _source(self, s: int, at: int, entries: Callable[[int], Entry | None]) -> torch.Tensor:
+        """Return a tensor on what an operation starts from, *at* the version that it needs."""
         if s in self._lasting:
             return self._parameter(s)
         entry = entries(s)
-        if (
-            entry is None
-            or entry.where is Where.AWAY
-            or self.recipes.repeatable.saved.get(s) != version
-        ):
+        if entry is None or entry.where is Where.AWAY or self.recipes.repeatable.saved.get(s) != at:
             raise MissingSource(f"{self.recipes.facts.names[s]!r} is not there")
         if not entry.intact:
             raise self._fault(s, "it was written to since it was saved")
