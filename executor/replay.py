@@ -57,7 +57,7 @@ class Replay:
         self._on: dict[int, int] = {}  # storages of those by address
         noted: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         for s, references in recipes.lasting.items():
-            self._lasting[s] = kept = []
+            kept = self._lasting[s] = list[Kept]()
             for reference in references:
                 tensor = reference()
                 if tensor is None:
