@@ -13,6 +13,7 @@ from .private import address, holders, sequence_number
 from .recipes import Code
 from .replay import Replay
 from .slabs import Block, Slabs
+from .witness import Witness
 
 
 class Duties:
@@ -22,6 +23,7 @@ class Duties:
     journal: Journal
     _replay: Replay
     _codes: Mapping[int, Code]
+    _looking: Witness | None  # who looks on, until it has seen all that is to be seen
 
     def __init__(self, backend: Backend, slabs: Mapping[str, Slabs], *, verify: bool) -> None:
         self._backend = backend
@@ -38,57 +40,61 @@ class Duties:
         return None if found is None else found()
 
     def _do_all(self, due: Sequence[Action]) -> None:
-        witness = self._replay.witness
-        if witness is not None:
-            witness.quiet = True
+        looking = self._looking
+        if looking is not None:
+            looking.quiet = True
         try:
             for action in due:
                 self._do(action)
         finally:
-            if witness is not None:
-                witness.quiet = False
+            if looking is not None:
+                looking.quiet = False
 
     def _do(self, action: Action) -> None:
-        what, storages, tier, ops = action
-        if what is What.COPY:
-            self._copy(storages, tier)
-        elif what is What.FETCH:
-            self._fetch(storages, tier)
+        what = action.what
+        if what is What.DROP:
+            for s in action.storages:
+                self._drop(s)
+        elif what is What.LOOK:
+            for s in action.storages:
+                self._look(s)
         elif what is What.RERUN:
             if self._backend.computes_here():  # else it comes when it is asked for, or is refused
-                for op in self._replay.run(ops):
+                for op in self._replay.run(action.ops):
                     self.journal.write(self._at, "rerun", self._codes[op].made[0].storage)
+        elif what is What.COPY:
+            self._copy(action.storages, action.tier)
+        elif what is What.FETCH:
+            self._fetch(action.storages, action.tier)
+        elif what is What.DISCARD:
+            for s in action.storages:
+                self._discard(s, action.tier)
         else:
-            for s in storages:
-                self._do_one(what, s, tier)
+            for s in action.storages:
+                if self._held.pop(s, None) is not None:
+                    self.journal.write(self._at, "release", s)
 
-    def _do_one(self, what: What, s: int, tier: str) -> None:
-        if what is What.LOOK:
-            self._look(s)
-        elif what is What.RELEASE:
-            if self._held.pop(s, None) is not None:
-                self.journal.write(self._at, "release", s)
-        elif (entry := self._there(s)) is None:
+    def _discard(self, s: int, tier: str) -> None:
+        entry = self._there(s)
+        if entry is None:
             self._replay.forget(s)
-        elif what is What.DROP:
-            self._drop(entry, s)
         elif (
-            what is What.DISCARD
-            and entry.where is not Where.AWAY  # or it may be asked for yet: of a loss that is kept
+            entry.where is not Where.AWAY  # or it may be asked for yet: of a loss that is kept
             and entry.blocks.pop(tier, None) is not None
         ):
             self.journal.write(self._at, "discard", s)
 
-    def _drop(self, entry: Entry, s: int) -> None:
+    def _drop(self, s: int) -> None:
         self._replay.forget(s)  # half run again
-        if entry.where is Where.AWAY:
+        entry = self._there(s)
+        if entry is None or entry.where is Where.AWAY:
             return
         if not entry.blocks and not self._replay.prepared(entry):
             entry.kept = True
             self.journal.write(self._at, "unready", s)
             return
         if entry.where is Where.HERE:
-            self._leaving[s] = weakref.ref(entry.storage)
+            self._leaving[s] = entry.watch
             if self._verify and not entry.blocks:
                 entry.control = entry.source().clone()
         entry.drop()

@@ -11,16 +11,16 @@ modification in place after the save is noticed at any time, as autograd itself 
 import weakref
 from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple
 
 import torch
+from msgspec import Struct
 
 from .backend import Backend, Ticket, flat
 from .private import version_of
 from .slabs import Block
 
 
-class View(NamedTuple):
+class View(Struct, frozen=True):
     """How a saved tensor looks at its storage."""
 
     dtype: torch.dtype
@@ -116,6 +116,11 @@ class Entry:
         return self._original()
 
     @property
+    def watch(self) -> weakref.ref[torch.UntypedStorage]:
+        """What tells whether the storage with the device's bytes is alive."""
+        return self._original if self._back is None else weakref.ref(self._back.untyped_storage())
+
+    @property
     def storage(self) -> torch.UntypedStorage:
         """The storage that has the device's bytes now."""
         storage = self._original() if self._back is None else self._back.untyped_storage()
@@ -161,8 +166,9 @@ class Entry:
     def drop(self) -> None:
         """Give up the device's bytes, behind a fence."""
         self._fence()
+        nothing = self._backend.nothing
         for alias in self._aliases:
-            alias.data = self._backend.nothing
+            alias.data = nothing
         self._back = None
         self.where = Where.AWAY
         self.address = -1
@@ -196,9 +202,7 @@ class Entry:
 
     def show(self, alias: torch.Tensor, view: View) -> None:
         """Let a handle's tensor look at the bytes that are back."""
-        self._arrive()
-        there = torch.empty(0, dtype=view.dtype, device=self._backend.device)
-        alias.data = there.set_(self.storage, view.offset, view.shape, view.stride)
+        alias.data = looking(self.tensor(), view)
 
     def _arrive(self) -> None:
         if self._fetching is not None:

@@ -96,28 +96,31 @@ class ExecutedStep(Duties):
     def _looked_at(self) -> Iterator[None]:
         with self._watching:
             if self._replay.witness is not None:
-                self._watching.enter_context(observed(self._replay.observe))
+                self._watching.enter_context(observed(self._replay.witness.observe))
             yield
 
     def pack(self, tensor: torch.Tensor) -> Handle:
         """Take a tensor for autograd to keep."""
         alias = tensor.detach()
+        version = version_of(alias)
         if self._lost:
-            return alias, version_of(alias), -1, None
+            return alias, version, -1, None
         at = self._at
         number, dtype, shape, storage, due = self._hooks[at]
         if number < 0 or shape != tensor.shape or dtype is not tensor.dtype or self._odd:
             if not self._follow_another(tensor):
-                return alias, version_of(alias), -1, None
+                return alias, version, -1, None
             number, dtype, shape, storage, due = self._hooks[at]
-        entry = None if storage < 0 else self._entry(alias, number)
-        handle = alias, version_of(alias), number, entry
+        entry = None if storage < 0 else self._entry(alias, version, number)
         if due and not self._lost:
             self._do_all(due)
         self._at = at + 1
-        if self._done_watching():
+        looking = self._looking
+        # In backward autograd would bring back what looks on as it ends.
+        if looking is not None and looking.done and backward_pass() < 0:
             self._watching.close()
-        return handle
+            self._looking = None
+        return alias, version, number, entry
 
     def unpack(self, handle: Handle) -> torch.Tensor:
         """Give autograd back what it kept.
@@ -139,9 +142,10 @@ class ExecutedStep(Duties):
             fault_modified(shape, version_of(alias), version)
         if entry is None:
             return alias
-        if entry.early or entry.where is not Where.HERE:
+        away = entry.where is not Where.HERE
+        if away or entry.early:
             self._prove_asker(entry, number)
-        if entry.where is not Where.HERE:
+        if away:
             self._show(entry, alias, number)
         return alias.detach()  # whose bytes stay when ours are given up again
 
@@ -178,6 +182,7 @@ class ExecutedStep(Duties):
         self._replay = Replay(
             plan.recipes, self._backend, self._entry_of, self._doubt, constant=self._constant
         )
+        self._looking = self._replay.witness
         # Why it is another step, as is known before the first hook.
         self._odd = "" if self._replay.whole else "a parameter or buffer of it is gone"
 
@@ -202,36 +207,32 @@ class ExecutedStep(Duties):
 
     # -- what is due -------------------------------------------------------------------------------
 
-    def _entry(self, alias: torch.Tensor, number: int) -> Entry | None:
+    def _entry(self, alias: torch.Tensor, version: int, number: int) -> Entry | None:
         """Return the entry of a save's storage, a new one at its first save."""
         saved = self._saved[number]
-        storage, view = alias.untyped_storage(), saved.view
+        s, view = saved.storage, saved.view
         if not self._backend.computes_here():
             self._lose(f"save {number} is made on another stream than the step's")
             return None
         if alias.stride() != view.stride or alias.storage_offset() != view.offset:
             self._lose(f"save {number} has other strides or another offset than recorded")
             return None
-        found = self._entries.get(saved.storage)
-        entry = None if found is None else found()
+        storage = alias.untyped_storage()
+        entry = self._entry_of(s)
         if entry is None:
-            if storage.nbytes() != saved.nbytes:
+            entry = Entry(self._backend, s, storage, address(storage), version)
+            if entry.nbytes != saved.nbytes:
                 self._lose(
-                    f"save {number} is of {storage.nbytes()} bytes; recorded were {saved.nbytes}"
+                    f"save {number} is of {entry.nbytes} bytes; recorded were {saved.nbytes}"
                 )
                 return None
-            entry = Entry(
-                self._backend, saved.storage, storage, address(storage), version_of(alias)
-            )
-            self._entries[saved.storage] = weakref.ref(entry)
+            self._entries[s] = weakref.ref(entry)
             if saved.held:
-                self._held[saved.storage] = entry
-        elif entry.address != address(storage) or entry.version != version_of(alias):
+                self._held[s] = entry
+        elif entry.address != address(storage) or entry.version != version:
             self._lose(f"save {number} is of another storage or version than recorded")
             return None
-        if saved.counter >= 0 and not (
-            saved.counter == entry.version and self._replay.knows(entry, storage)
-        ):
+        if saved.counter >= 0 and not (saved.counter == version and self._replay.knows(s, storage)):
             self._lose(f"save {number} is not of what was seen to be made for it")
             return None
         entry.add(alias)
@@ -240,15 +241,15 @@ class ExecutedStep(Duties):
 
     def _show(self, entry: Entry, alias: torch.Tensor, number: int) -> None:
         """Let a handle's tensor look at its entry's bytes, wherever they were."""
-        witness = self._replay.witness
-        if witness is not None:
-            witness.quiet = True
+        looking = self._looking
+        if looking is not None:
+            looking.quiet = True
         try:
             self._bring(entry)
             entry.show(alias, self._saved[number].view)
         finally:
-            if witness is not None:
-                witness.quiet = False
+            if looking is not None:
+                looking.quiet = False
 
     def _doubt(self, why: str) -> None:
         """The witness says that it is another step; before the first hook it may be a known one."""
@@ -256,11 +257,6 @@ class ExecutedStep(Duties):
             self._lose(why)
         else:
             self._odd = why
-
-    def _done_watching(self) -> bool:
-        # In backward autograd would bring back what looks on as it ends.
-        witness = self._replay.witness
-        return witness is not None and witness.done and backward_pass() < 0
 
     def _lose(self, why: str) -> None:
         self._lost = True
@@ -272,13 +268,14 @@ class ExecutedStep(Duties):
     def _prove_asker(self, entry: Entry, number: int) -> None:
         """Refuse what was sent away for another operation before that was over, and what is asked
         for on another stream."""
-        node, recorded = running_node(), self._saved[number].asker
-        if entry.early and node is not None and recorded and node.name() != recorded:
-            raise Unsupported(
-                f"save {number} was sent away as one of {recorded}, and {node.name()} asks for it: "
-                "the step is another one than was recorded, in a way that shows too late; give "
-                "step() the batch, or any label that tells the two kinds of steps apart"
-            )
+        if entry.early:
+            node, recorded = running_node(), self._saved[number].asker
+            if node is not None and recorded and node.name() != recorded:
+                raise Unsupported(
+                    f"save {number} was sent away as one of {recorded}, and {node.name()} asks for "
+                    "it: the step is another one than was recorded, in a way that shows too late; "
+                    "give step() the batch, or any label that tells the two kinds of steps apart"
+                )
         if not self._backend.computes_here():
             raise Unsupported(STREAMS)
 

@@ -1,23 +1,16 @@
 """What an executed step did, written by what did it, and how it compares with its schedule."""
 
-from typing import NamedTuple
-
 from msgspec import Struct
 
 from .plan import Plan, What
 
+Event = tuple[int, str, int]
+"""One thing that happened, to which storage: at which hook, what, and the storage.
 
-class Event(NamedTuple):
-    """One thing that happened to a storage, at the hook with that number.
-
-    *what* is as in a plan, or "gone" and "there" for what a look has found, "late" for a fetch and
-    "rebuilt" for a computation on demand that should have come before, "kept" for want of room in a
-    tier, and "unready" for what stayed because it could not be computed again.
-    """
-
-    hook: int
-    what: str
-    storage: int
+What is as in a plan, or "gone" and "there" for what a look has found, "late" for a fetch and
+"rebuilt" for a computation on demand that should have come before, "kept" for want of room in a
+tier, and "unready" for what stayed because it could not be computed again.
+"""
 
 
 class StorageReport(Struct, frozen=True, kw_only=True):
@@ -80,8 +73,9 @@ class Journal:
 
     def write(self, hook: int, what: str, storage: int) -> None:
         """Write down what has happened."""
-        self.events.append(Event(hook, what, storage))
-        self.kept += what == "kept"
+        self.events.append((hook, what, storage))
+        if what == "kept":
+            self.kept += 1
 
     def end(self, step: int, why: str, stall_ns: int, copied_ns: tuple[int, int]) -> None:
         """End it: *why* everything was kept from some hook on, "" if it was not."""
@@ -99,11 +93,11 @@ class Journal:
                         planned.setdefault(s, []).append(action.what.value)
         done: dict[int, list[str]] = {}
         counts: dict[str, int] = {}
-        for event in self.events:
-            done.setdefault(event.storage, []).append(event.what)
-            counts[event.what] = counts.get(event.what, 0) + 1
+        for _, did, s in self.events:
+            done.setdefault(s, []).append(did)
+            counts[did] = counts.get(did, 0) + 1
         out, back, stuck = [
-            sum(facts.nbytes[e.storage] for e in self.events if e.what in kinds)
+            sum(facts.nbytes[s] for _, did, s in self.events if did in kinds)
             for kinds in (("copy",), ("fetch", "late"), ("there",))
         ]
         return StepReport(

@@ -252,4 +252,8 @@ class Log:
 
 def trains(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether a normalization is called in training: its one true or false argument."""
-    return any(argument is True for argument in (*args, *kwargs.values()))
+    # Not any(): forward is looked at operator by operator, and this for each normalization.
+    for argument in args:
+        if argument is True:
+            return True
+    return bool(kwargs) and any(argument is True for argument in kwargs.values())

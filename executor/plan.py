@@ -9,9 +9,10 @@ import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
+from msgspec import Struct
 
 from ..schedules import Copy, Discard, Fetch, Free, Ledger, Rerun, Run, Schedule
 from .entries import View
@@ -36,7 +37,7 @@ SMALL_NBYTES: Final = 1 << 20
 64 KiB costs nearly as much as one of a megabyte, and each one's events as much again."""
 
 
-class Action(NamedTuple):
+class Action(Struct, frozen=True):
     """One thing that is due, with one storage or with several small ones; or *ops* that are run
     again, each for one of the storages: ~s among them lets go of what was run again of s."""
 
@@ -50,7 +51,7 @@ Look = tuple[torch.dtype, Sequence[int]]
 """What a save is told by: its type and shape. Strides may differ from step to step, of a batch."""
 
 
-class Saved(NamedTuple):
+class Saved(Struct, frozen=True):
     """What is expected of one save, and the storage that the schedule moves, holds or computes
     from, -1 if it does nothing with it: then its strides and offset are nobody's concern. *counter*
     is autograd's count of its versions, -1 if that is nobody's concern either."""
@@ -65,15 +66,10 @@ class Saved(NamedTuple):
     counter: int
 
 
-class Hook(NamedTuple):
-    """One hook that is expected, as it is compared: n for the pack of save n, with its look and the
-    storage that is moved or held (-1: none), or ~n for its unpack; and what is due."""
-
-    code: int
-    dtype: torch.dtype | None
-    shape: Sequence[int]
-    storage: int
-    due: tuple[Action, ...]
+Hook = tuple[int, torch.dtype | None, Sequence[int], int, tuple[Action, ...]]
+"""One hook that is expected, as it is compared: n for the pack of save n, with its type, shape, and
+the storage that is moved or held (-1: none), or ~n for its unpack; and what is due. A plain tuple:
+one with names is unpacked in three times as long, and there are thousands of hooks."""
 
 
 class Plan:
@@ -127,13 +123,13 @@ class Plan:
                 recorded.views, recorded.storages, recorded.askers, recorded.counters, strict=True
             )
         ]
-        self.hooks: Final = [
-            Hook(code, *self.saved[code][:2], self.saved[code].storage, due)
-            if code >= 0
-            else Hook(code, None, (), -1, due)
+        self.hooks: Final[list[Hook]] = [
+            (code, saved.dtype, saved.shape, saved.storage, due)
+            if code >= 0 and (saved := self.saved[code])
+            else (code, None, (), -1, due)
             for code, due in zip(self.sequence, self.due, strict=True)
         ]
-        self.hooks.append(Hook(-sys.maxsize, None, (), -1, ()))  # none is expected after the last
+        self.hooks.append((-sys.maxsize, None, (), -1, ()))  # none is expected after the last
 
     @property
     def look(self) -> Look:
@@ -150,8 +146,8 @@ class Plan:
         return found
 
     def _together(self, actions: Sequence[Action]) -> tuple[Action, ...]:
-        """Join copies of small storages that go the same way, one after the other, and operations
-        that run again in a row."""
+        """Join copies of small storages that go the same way, one after the other, operations
+        that run again in a row, and what is dropped or looked for in a row."""
         nbytes = self.trace.facts.nbytes
         joined: list[Action] = []
         for action in actions:
@@ -163,6 +159,12 @@ class Plan:
                 and all(nbytes[s] < SMALL_NBYTES for s in last.storages + action.storages)
             ):
                 joined[-1] = Action(last.what, last.storages + action.storages, last.tier)
+            elif (
+                last is not None
+                and last.what is action.what
+                and action.what in (What.DROP, What.LOOK)
+            ):
+                joined[-1] = Action(action.what, last.storages + action.storages)
             elif last is not None and last.what is action.what is What.RERUN:
                 joined[-1] = Action(
                     What.RERUN, last.storages + action.storages, ops=last.ops + action.ops

@@ -32,6 +32,18 @@ class Source(NamedTuple):
     same: bool
 
 
+Proof = tuple[int | str, int, int, torch.dtype, Sequence[int], Sequence[int], Any, int]
+"""A source as it is compared in forward: key, inner, storage, type, shape, strides, offset and
+counter. A plain tuple is unpacked in a third of the time that a named one takes."""
+
+Gap = tuple[int | str, int, int, int, View, bool]
+"""A source as a place is filled with it: key, inner, storage, version, view, same."""
+
+Seen = tuple[int, int, Sequence[int], Sequence[int]]
+"""A storage that is made in forward: where it is among the results, -1 if it is the result, its
+number, and the shape and strides of the tensor."""
+
+
 class Made(NamedTuple):
     """A storage that an operation makes, or writes in place: where it is among the results, -1 if
     it is the result and -2 if it is not among them; and the version that it gets."""
@@ -51,23 +63,30 @@ class Captured(NamedTuple):
 
 
 class Code:
-    """One operation as it is run again. *recorded* is its call as recorded, with None for tensors;
-    *fixed* says that it is used as it is. *lists* are the keys of arguments that are lists with
-    tensors in them, *named* says that some tensors go by name, *absent* are the places where it may
-    take a tensor and takes none. Of what it has *made*, *written* is what it writes in place, and
-    *whole* are the storages that are then as they were saved."""
+    """One operation as it is run again.
+
+    *recorded* is its call as recorded, with None for tensors; *fixed* says that it is used as it
+    is. *proofs* and *gaps* are the *sources* as they are compared, and as they are filled in.
+    *lists* are the keys of arguments that are lists with tensors in them, *named* says that some
+    tensors go by name, *absent* are the places where it may take a tensor and takes none. Of what
+    it has *made* (*makes* has the same in plain tuples), *written* is what it writes in place, and
+    *whole* are the storages that are then as they were saved.
+    """
 
     __slots__ = (
         "absent",
         "fixed",
+        "gaps",
         "kernel",
         "lists",
         "made",
+        "makes",
         "name",
         "named",
         "normalizes",
         "op",
         "position",
+        "proofs",
         "random",
         "recorded",
         "scratch",
@@ -100,6 +119,23 @@ class Code:
             )
             for each in call.tensors
         ]
+        self.proofs: list[Proof] = [
+            (
+                each.key,
+                each.inner,
+                each.storage,
+                each.view.dtype,
+                each.view.shape,
+                each.view.stride,
+                each.view.offset,
+                each.counter,
+            )
+            for each in self.sources
+        ]
+        self.gaps: list[Gap] = [
+            (each.key, each.inner, each.storage, each.version, each.view, each.same)
+            for each in self.sources
+        ]
         self.made = [
             *(Made(each.inner, index[each.life.number], 0) for each in call.results),
             *(Made(-2, s, at[s] + 1) for s in facts.overwrites[op]),
@@ -110,6 +146,7 @@ class Code:
             if i < len(call.args) and call.args[i] is None and "Tensor" in str(argument.type)
         ]
         self.absent = [i for i in self.absent if (i, -1) not in {e[:2] for e in self.sources}]
+        self.makes = [(each.inner, each.storage, each.version) for each in self.made]
         self.whole = [s for _, s, version in self.made if repeatable.saved.get(s) == version]
         self.written = [each for each in self.made if each.inner == -2]
         keys = [each.key for each in self.sources] + [key for (key, _), _ in self.scratch]
@@ -128,10 +165,10 @@ class Code:
 
 class Watched(NamedTuple):
     """What is seen at one position of forward: an operation that may run again, if it is one, and
-    storages that are made, with where they are among the results and how they look."""
+    storages that are made."""
 
     code: Code | None
-    results: list[tuple[int, int, View]]
+    results: list[Seen]
 
 
 class Recipe(NamedTuple):
@@ -149,8 +186,8 @@ class Recipes:
     *of* has the recipe of each storage that is dropped without a copy, if there is one, and
     *dropped* are all of those. *codes* are the operations, *sources* the saved storages that they
     start from, and *lasting* the parameters and buffers, by storage, *statistics* the buffers among
-    them. *sequence* are the operators of forward, and *watched* what is to be seen at some of their
-    positions.
+    them. *watched* is what is to be seen at some positions of forward, and *expected* are forward's
+    operators up to the last of those, each with its kernel and what is to be seen there.
     """
 
     def __init__(
@@ -160,7 +197,6 @@ class Recipes:
         sequence: Sequence[Overload],
     ) -> None:
         self.repeatable = repeatable
-        self.sequence = sequence
         self.facts = repeatable.trace.facts
         self.dropped = _dropped(schedule, self.facts.managed, self.facts.absent_until)
         self.of: dict[int, Recipe] = {}
@@ -182,8 +218,12 @@ class Recipes:
             if not self.facts.alive_at_start[s] and (maker := repeatable.made_by(s)) is not None:
                 position, result = maker
                 watched = self.watched.setdefault(position, Watched(None, []))
-                watched.results.append((result.inner, s, result.view))
+                watched.results.append((result.inner, s, result.view.shape, result.view.stride))
 
+        self.expected: list[tuple[Overload, Callable[..., Any], Watched | None]] = [
+            (func, kernel_of(func), self.watched.get(at))
+            for at, func in enumerate(sequence[: max(self.watched, default=-1) + 1])
+        ]
         self.known = self.sources | self.of.keys()
         self.statistics = {
             s

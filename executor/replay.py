@@ -7,27 +7,23 @@ entry is waiting for. Nothing that the program may see is ever written.
 
 import weakref
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 
 from ..errors import Unsupported
 from .backend import Backend, DrawState
 from .entries import Entry, Where, looking
-from .private import BelowAutograd, Overload, address, version
-from .recipes import Captured, Code, Recipes, Source
+from .private import BelowAutograd, address, version
+from .recipes import Captured, Code, Recipes
 from .witness import Witness
 
 Again = tuple[torch.Tensor, int]
 """A tensor that was computed again, and the version of its storage."""
 
 
-class Kept(NamedTuple):
-    """A parameter or buffer as it was when the step began."""
-
-    tensor: weakref.ref[torch.Tensor]
-    address: int
-    version: int
+Kept = tuple[weakref.ref[torch.Tensor], int, int]
+"""A parameter or buffer, the address of its storage and its version, when the step began."""
 
 
 class MissingSource(Exception):
@@ -58,41 +54,44 @@ class Replay:
         self._backend = backend
         self._entries = entries
         self._lasting: dict[int, list[Kept]] = {}
+        self._on: dict[int, int] = {}  # storages of those by address
         noted: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         for s, references in recipes.lasting.items():
-            tensors = [each for reference in references if (each := reference()) is not None]
-            if tensors:
-                noted[s] = weakref.ref(tensors[0].untyped_storage())
-            self.whole = self.whole and len(tensors) == len(references)
-            self._lasting[s] = [
-                Kept(weakref.ref(each), address(each.untyped_storage()), version(each))
-                for each in tensors
-            ]
-        self._on = {found[0].address: s for s, found in self._lasting.items() if found}
+            kept = self._lasting[s] = list[Kept]()
+            for reference in references:
+                tensor = reference()
+                if tensor is None:
+                    self.whole = False
+                    continue
+                storage = tensor.untyped_storage()
+                if not kept:
+                    noted[s] = weakref.ref(storage)
+                    self._on[address(storage)] = s
+                kept.append((reference, address(storage), version(tensor)))
         self.witness: Witness | None = None
         if recipes.codes and not (constant and not recipes.draws):
             self.witness = Witness(recipes, noted, backend.draw_state, lose)
 
-    def observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See an operator of the step, and run it."""
-        assert self.witness is not None
-        return self.witness.observe(func, args, kwargs)
-
-    def knows(self, entry: Entry, storage: torch.UntypedStorage) -> bool:
+    def knows(self, s: int, storage: torch.UntypedStorage) -> bool:
         """Whether a saved storage is the one that operations of this step were seen to take."""
-        return self.witness is None or self.witness.is_it(entry.number, storage)
+        return self.witness is None or self.witness.is_it(s, storage)
 
     def prepared(self, entry: Entry) -> bool:
         """Let an entry own all that it is computed again from; return whether it can be."""
         recipe = self.recipes.of.get(entry.number)
         if recipe is None:
             return False
-        leaves = [self._entries(s) for s in recipe.leaves]
-        if self.witness is not None and not all(op in self.witness.captured for op in recipe.ops):
-            return False
-        found = [each for each in leaves if each is not None]
-        if len(found) < len(leaves):
-            return False
+        if self.witness is not None:
+            captured = self.witness.captured
+            for op in recipe.ops:
+                if op not in captured:
+                    return False
+        found = []
+        for s in recipe.leaves:
+            leaf = self._entries(s)
+            if leaf is None:
+                return False
+            found.append(leaf)
         entry.owned = tuple(found)
         return True
 
@@ -212,11 +211,10 @@ class Replay:
         for key in code.lists:
             where: Any = args if isinstance(key, int) else kwargs
             where[key] = where[key].copy()
-        for source in code.sources:
-            key, inner, s, version, view, _, same = source
+        for key, inner, s, at, view, same in code.gaps:
             again = made.get(s)
-            if again is None or again[1] != version:
-                tensor = looking(self._source(source, entries), view)
+            if again is None or again[1] != at:
+                tensor = looking(self._source(s, at, entries), view)
             elif same:
                 tensor = again[0]
             else:
@@ -232,18 +230,18 @@ class Replay:
                 where[key] = torch.zeros(
                     scratch.shape, dtype=scratch.dtype, device=self._backend.device
                 )
-        for _, s, version in code.written:
-            if s not in made or made[s][1] != version - 1:
+        for _, s, at in code.written:
+            if s not in made or made[s][1] != at - 1:
                 raise MissingSource(f"{code.name!r} would write what is not its own")
         if call.state is None:
             result = code.kernel(*args, **kwargs)
         else:
             result = self._draw(code, args, kwargs, call.state)
-        for inner, s, version in code.made:
+        for inner, s, at in code.makes:
             if inner == -2:
-                made[s] = made[s][0], version
+                made[s] = made[s][0], at
             else:
-                made[s] = result if inner < 0 else result[inner], version
+                made[s] = result if inner < 0 else result[inner], at
 
     def _draw(self, code: Code, args: list[Any], kwargs: dict[str, Any], state: DrawState) -> Any:
         """Run an operation with the random numbers that it drew in forward."""
@@ -262,17 +260,12 @@ class Replay:
             raise MissingSource(f"{code.name!r} has not run in this step")
         return captured
 
-    def _source(self, source: Source, entries: Callable[[int], Entry | None]) -> torch.Tensor:
-        """Return a tensor on what an operation starts from, at the version that it needs."""
-        s = source.storage
+    def _source(self, s: int, at: int, entries: Callable[[int], Entry | None]) -> torch.Tensor:
+        """Return a tensor on what an operation starts from, *at* the version that it needs."""
         if s in self._lasting:
             return self._parameter(s)
         entry = entries(s)
-        if (
-            entry is None
-            or entry.where is Where.AWAY
-            or self.recipes.repeatable.saved.get(s) != source.version
-        ):
+        if entry is None or entry.where is Where.AWAY or self.recipes.repeatable.saved.get(s) != at:
             raise MissingSource(f"{self.recipes.facts.names[s]!r} is not there")
         if not entry.intact:
             raise self._fault(s, "it was written to since it was saved")

@@ -35,9 +35,8 @@ class Witness:
         self.blind = False
         self.done = not recipes.watched
         self.at = 0
-        self._sequence = recipes.sequence
-        self._watched = recipes.watched
-        self._last = max(recipes.watched, default=-1)
+        self._expected = recipes.expected
+        self._last = len(recipes.expected) - 1
         self._draw_state = draw_state
         self._lose = lose
 
@@ -47,10 +46,16 @@ class Witness:
 
     def observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See an operator, and run it."""
-        watched = self.before(func, args, kwargs)
-        result = kernel_of(func)(*args, **kwargs)
-        if watched:
-            self.after(result)
+        if self.done or self.quiet or backward_pass() >= 0:
+            return kernel_of(func)(*args, **kwargs)
+        recorded, kernel, found = self._expected[self.at]
+        if found is None and func is recorded:  # as most are
+            self.at += 1
+            return kernel(*args, **kwargs)
+        if not self.before(func, args, kwargs):
+            return kernel_of(func)(*args, **kwargs)
+        result = kernel(*args, **kwargs)
+        self.after(result)
         return result
 
     def before(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -58,7 +63,7 @@ class Witness:
         if self.done or self.quiet or backward_pass() >= 0:
             return False
         at = self.at
-        recorded = self._sequence[at]
+        recorded, _, found = self._expected[at]
         if func is not recorded:
             if func.namespace == "prim":
                 return False
@@ -66,20 +71,21 @@ class Witness:
             self._lose(f"operator {at} of forward is {func}; recorded was {recorded}")
             return False
         self.at = at + 1
-        found = self._watched.get(at)
         if found is None:
             return False
-        code = found.code
-        if code is not None and not code.fixed:
-            state = self._draw_state() if code.random else None
-            captured = self._capture(code, args, kwargs, state)
-            if captured is None:
-                self.done = True
-                self._lose(f"{code.name!r} is called with other tensors than recorded")
-                return False
-            self.captured[code.op] = captured
-        elif code is not None:
+        code = found[0]
+        if code is None:
+            return True
+        if code.fixed:
             self.captured[code.op] = code.recorded
+            return True
+        state = self._draw_state() if code.random else None
+        captured = self._capture(code, args, kwargs, state)
+        if captured is None:
+            self.done = True
+            self._lose(f"{code.name!r} is called with other tensors than recorded")
+            return False
+        self.captured[code.op] = captured
         return True
 
     def after(self, result: Any) -> None:
@@ -87,20 +93,23 @@ class Witness:
         if self.done:
             return
         at = self.at - 1
-        code, results = self._watched[at]
-        given = [] if code is None else [self.noted[each.storage]() for each in code.sources]
-        for inner, s, view in results:
+        _, _, found = self._expected[at]
+        assert found is not None
+        code, results = found
+        noted = self.noted
+        given = [noted[proof[2]]() for proof in code.proofs] if results and code is not None else ()
+        for inner, s, shape, stride in results:
             tensor = result if inner < 0 else result[inner]
             storage = tensor.untyped_storage()
             if (
-                tensor.shape != view.shape
-                or tensor.stride() != view.stride
-                or any(storage is each for each in given)  # it is a view of what it was given
+                tensor.shape != shape
+                or tensor.stride() != stride
+                or storage in given  # it is a view of what it was given
             ):
                 self.done = True
                 self._lose(f"operator {at} of forward makes another tensor than recorded")
                 return
-            self.noted[s] = weakref.ref(storage)
+            noted[s] = weakref.ref(storage)
         if at == self._last:
             self.done = True
 
@@ -128,7 +137,7 @@ class Witness:
             for key in code.lists:
                 where: Any = stripped if isinstance(key, int) else named
                 where[key] = list(where[key])
-            for place, inner, s, _, (dtype, shape, stride, offset), counter, _ in code.sources:
+            for place, inner, s, dtype, shape, stride, offset, counter in code.proofs:
                 key = place
                 where = stripped if key.__class__ is int else named
                 if inner >= 0:
@@ -151,7 +160,8 @@ class Witness:
             for i in code.absent:
                 if i < len(stripped) and stripped[i] is not None:
                     return None
-            if any(isinstance(each, UNSEEN) for each in stripped[len(code.recorded.args) :]):
+            count = len(code.recorded.args)
+            if len(stripped) > count and any(isinstance(each, UNSEEN) for each in stripped[count:]):
                 return None  # what was not given then is left out, not None
         except (KeyError, IndexError, AttributeError, TypeError):
             return None

@@ -687,6 +687,43 @@ def test_a_number_stays_a_number_when_an_operator_is_called_again():
     assert torch.equal(again, expected)
 
 
+@pytest.mark.parametrize("name", private._BOUND)
+def test_what_is_bound_is_called_as_the_operator_is(name):
+    space, _, rest = name.partition("::")
+    packet, _, overload = rest.partition(".")
+    func = getattr(getattr(getattr(torch.ops, space), packet), overload or "default")
+    x, weight, line = torch.rand(2, 3, 4, 4) - 0.5, torch.rand(3, 3, 1, 1), torch.rand(3)
+    calls = {
+        "add_": [((x, 2), {}), ((x, x + 1), {"alpha": 3}), ((torch.ones(2, dtype=int), 1), {})],
+        "convolution": [((x, weight, None, [2, 1], [0, 1], [1, 1], False, [0, 0], 1), {})],
+        "native_batch_norm": [((x, line, None, line * 0, line * 1, True, 0.3, 0.01), {})],
+        "relu_": [((x,), {})],
+    }
+    for args, kwargs in calls.get(packet, ()):
+        again = [each.clone() if isinstance(each, torch.Tensor) else each for each in args]
+        expected, found = func(*args, **kwargs), private.kernel_of(func)(*again, **kwargs)
+        assert type(found) is type(expected)
+        pairs = zip(
+            [expected] if isinstance(expected, torch.Tensor) else expected,
+            [found] if isinstance(found, torch.Tensor) else found,
+            strict=True,
+        )
+        assert all(torch.equal(*pair) for pair in (*pairs, *tensors(args, again)))
+
+
+def tensors(*several):
+    """Pairs of the tensors that are at the same places."""
+    return [pair for pair in zip(*several, strict=True) if isinstance(pair[0], torch.Tensor)]
+
+
+def test_below_autograd_hides_as_much_as_torch_does_and_observers():
+    with torch._C._AutoDispatchBelowAutograd():
+        below = torch._C._dispatch_tls_local_exclude_set()
+    with private.BelowAutograd():
+        found = torch._C._dispatch_tls_local_exclude_set()
+    assert (found | below) == found
+
+
 def test_which_operators_are_kernels_of_their_own():
     assert private.has_kernel(torch.ops.aten.mm.default, "cpu")
     assert private.has_kernel(torch.ops.aten.add.Tensor, "cpu")
