@@ -121,6 +121,13 @@ class ClockedStep(ExecutedStep):
             self._moments = [each for each in self._moments if each.place not in self._after_pass]
         start = self._moments[0]
         stamps_ns = [backend.between_ns(start.stamp, each.stamp) for each in self._moments]
+        # No device is ahead of its host: where it is least behind, it has caught up with it. Its
+        # first stamp may itself have come late, where others compute on the same GPU.
+        lags_ns = [
+            ns - (each.host_ns - start.host_ns)
+            for ns, each in zip(stamps_ns, self._moments, strict=True)
+        ]
+        least_ns = min(lags_ns)
         stretches = []
         for (i, here), (j, there) in pairwise(enumerate(self._moments)):
             last = there is self._moments[-1]
@@ -134,7 +141,7 @@ class ClockedStep(ExecutedStep):
             hooks_ns = there.hooks_ns - here.hooks_ns - again_host_ns
             behind_ns = None
             if backend.lags:
-                behind_ns = stamps_ns[i] - (here.host_ns - start.host_ns)
+                behind_ns = lags_ns[i] - least_ns
             else:
                 hooks_ns -= sum(waits_ns[here.waits : there.waits]) - inside_ns
             stretches.append(

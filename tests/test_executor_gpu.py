@@ -230,5 +230,5 @@ def test_a_clocked_step_is_plain_pytorch_and_its_stretches_are_the_whole_step(po
     assert 0 < runs.clocked.ns < took
     assert runs.clocked.ns == sum(each.ns for each in stretches)
     assert min(each.ns for each in stretches) >= 0
-    assert all(each.behind_ns > -1_000_000 for each in stretches)
+    assert max(each.behind_ns for each in stretches) < took
     assert (sum(each.again_ns for each in stretches) > 0) == (policy == "recompute")

@@ -240,6 +240,22 @@ def test_a_device_that_waits_for_its_host_is_told_from_one_that_works():
     assert abs(behind[0]) < SLOW_S * 0.1e9
 
 
+class Shared(Apart):
+    """Such a device that works for somebody else when a clocked step begins."""
+
+    def drain(self):
+        super().drain()
+        self.work()
+
+
+def test_a_device_that_others_use_as_the_step_begins_is_behind_from_there_on():
+    found, _ = explained(slow, executor("liveness", backend=Shared()))
+    behind = [each.behind_ns for each in found.differences]
+    assert min(behind) >= 0
+    assert behind[0] > SLOW_S * 0.5e9
+    assert behind[-1] < SLOW_S * 0.1e9  # it has caught up while the host was slow
+
+
 # -- what was simulated ----------------------------------------------------------------------------
 
 
