@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from .backend import Backend
+from .code import Code
 from .entries import Entry, Where
 from .journal import Journal
 from .plan import Action, What
 from .private import address, holders, sequence_number
-from .recipes import Code
 from .replay import Replay
 from .slabs import Block, Slabs
 from .witness import Witness

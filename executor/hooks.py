@@ -73,7 +73,7 @@ class ExecutedStep(Duties):
         finally:
             for each in seen:
                 each.remove()
-            self._replay.see_update(None)
+            self._replay.lasting.see_update(None)
 
     def _told_of_writes(self, watch: "weakref.ref[ExecutedStep]") -> list[Any]:
         """Have the step told of optimizers and modules that may write without a count; return what
@@ -81,11 +81,11 @@ class ExecutedStep(Duties):
 
         def see_optimizer(optimizer: torch.optim.Optimizer, *_: object) -> None:
             if (step := watch()) is not None:
-                step._replay.see_update(optimizer)
+                step._replay.lasting.see_update(optimizer)
 
         def see_module(module: torch.nn.Module, _: object) -> None:
             if (step := watch()) is not None:
-                step._replay.see_module(module)
+                step._replay.lasting.see_module(module)
 
         seen: list[Any] = [register_optimizer_step_pre_hook(see_optimizer)]
         if any(plan.recipes.statistics for plan in (self.plan, *self._others.values())):
@@ -184,7 +184,7 @@ class ExecutedStep(Duties):
         )
         self._looking = self._replay.witness
         # Why it is another step, as is known before the first hook.
-        self._odd = "" if self._replay.whole else "a parameter or buffer of it is gone"
+        self._odd = "" if self._replay.lasting.whole else "a parameter or buffer of it is gone"
 
     def _follow_another(self, tensor: torch.Tensor) -> bool:
         """Follow the plan of another kind of step, if this is the first save of one that is known;

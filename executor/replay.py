@@ -5,25 +5,22 @@ What they make belongs to the step until the schedule lets go of it, or until it
 entry is waiting for. Nothing that the program may see is ever written.
 """
 
-import weakref
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from ..errors import Unsupported
 from .backend import Backend, DrawState
+from .code import Captured, Code
 from .entries import Entry, Where, looking
-from .private import BelowAutograd, address, version
-from .recipes import Captured, Code, Recipes
+from .lasting import Lasting, changed
+from .private import BelowAutograd
+from .recipes import Recipes
 from .witness import Witness
 
 Again = tuple[torch.Tensor, int]
 """A tensor that was computed again, and the version of its storage."""
-
-
-Kept = tuple[weakref.ref[torch.Tensor], int, int]
-"""A parameter or buffer, the address of its storage and its version, when the step began."""
 
 
 class MissingSource(Exception):
@@ -34,7 +31,7 @@ class Replay:
     """Runs operations again in one step by *recipes*. *entries* gives a storage's entry.
 
     A *witness* looks on in forward, unless nothing may change from step to step. *made* is what was
-    run again, by storage. *whole* says that all parameters are there that were recorded.
+    run again, by storage, and *lasting* are the parameters and buffers.
     """
 
     def __init__(
@@ -47,30 +44,13 @@ class Replay:
         constant: bool,
     ) -> None:
         self.made: dict[int, Again] = {}
-        self.whole = True
-        self._updated: dict[int, str] = {}  # by storage, what has written it
-        self._proved: dict[int, torch.Tensor] = {}  # parameters, while operations run
         self.recipes = recipes
         self._backend = backend
         self._entries = entries
-        self._lasting: dict[int, list[Kept]] = {}
-        self._on: dict[int, int] = {}  # storages of those by address
-        noted: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        for s, references in recipes.lasting.items():
-            kept = self._lasting[s] = list[Kept]()
-            for reference in references:
-                tensor = reference()
-                if tensor is None:
-                    self.whole = False
-                    continue
-                storage = tensor.untyped_storage()
-                if not kept:
-                    noted[s] = weakref.ref(storage)
-                    self._on[address(storage)] = s
-                kept.append((reference, address(storage), version(tensor)))
+        self.lasting = Lasting(recipes)
         self.witness: Witness | None = None
         if recipes.codes and not (constant and not recipes.draws):
-            self.witness = Witness(recipes, noted, backend.draw_state, lose)
+            self.witness = Witness(recipes, self.lasting.storages, backend.draw_state, lose)
 
     def knows(self, s: int, storage: torch.UntypedStorage) -> bool:
         """Whether a saved storage is the one that operations of this step were seen to take."""
@@ -100,7 +80,7 @@ class Replay:
         s; return those operations for which everything was there."""
         done = []
         made, entries = self.made, self._entries
-        self._proved.clear()
+        self.lasting.doubt()
         with BelowAutograd():
             for op in ops:
                 if op < 0:
@@ -118,28 +98,6 @@ class Replay:
                         if entry.where is Where.AWAY:
                             self._take(entry, again[0], code)
         return done
-
-    def see_update(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """An optimizer is about to run, or, without one, any may: what it writes without a count of
-        versions is no source any more."""
-        silent = self.recipes.repeatable.silent & self._lasting.keys()
-        if optimizer is None:
-            self._updated.update(dict.fromkeys(silent, RUN))
-            return
-        ours = type(optimizer).__module__.startswith("torch.optim")
-        for group in optimizer.param_groups:
-            counts = ours and not group.get("fused")
-            for each in group["params"] if silent or not counts else ():
-                s = self._on.get(address(each.untyped_storage()), -1)
-                if s in silent or not (counts or each.grad is None):
-                    self._updated[s] = RUN
-
-    def see_module(self, module: torch.nn.Module) -> None:
-        """A module is about to run: in training it may update statistics without a count."""
-        for name in ("running_mean", "running_var") if module.training else ():
-            if isinstance(found := getattr(module, name, None), torch.Tensor):
-                s = self._on.get(address(found.untyped_storage()), -1)
-                self._updated[s] = "a module has updated it"
 
     def forget(self, s: int) -> None:
         """Let go of what was run again."""
@@ -172,7 +130,7 @@ class Replay:
         made: dict[int, Again] = {}
         owned = {each.number: each for each in entry.owned}
         code = None
-        self._proved.clear()
+        self.lasting.doubt()
         try:
             with BelowAutograd():
                 for op, gone in zip(recipe.ops, recipe.gone, strict=True):
@@ -181,20 +139,21 @@ class Replay:
                     for s in gone:
                         made.pop(s, None)
         except MissingSource as error:
-            raise self._fault(entry.number, str(error)) from error
+            raise changed(self.recipes.facts.names[entry.number], str(error)) from error
         assert code is not None
         self._take(entry, made[entry.number][0], code)
 
     def _take(self, entry: Entry, tensor: torch.Tensor, code: Code) -> None:
+        name = self.recipes.facts.names[entry.number]
         if tensor.untyped_storage().nbytes() != entry.nbytes:
-            raise self._fault(entry.number, "it comes out in another size")
+            raise changed(name, "it comes out in another size")
         entry.came_again(tensor)
         if entry.control is not None:
             there = torch.empty(0, dtype=torch.uint8, device=tensor.device)
             if not torch.equal(there.set_(entry.storage), entry.control):
                 raise Unsupported(
                     f"{code.name!r}, run again, does not make what it made in forward: "
-                    f"{self.recipes.facts.names[entry.number]!r} is another"
+                    f"{name!r} is another"
                 )
 
     def _run(
@@ -262,42 +221,11 @@ class Replay:
 
     def _source(self, s: int, at: int, entries: Callable[[int], Entry | None]) -> torch.Tensor:
         """Return a tensor on what an operation starts from, *at* the version that it needs."""
-        if s in self._lasting:
-            return self._parameter(s)
+        if s in self.lasting:
+            return self.lasting.tensor(s)
         entry = entries(s)
         if entry is None or entry.where is Where.AWAY or self.recipes.repeatable.saved.get(s) != at:
             raise MissingSource(f"{self.recipes.facts.names[s]!r} is not there")
         if not entry.intact:
-            raise self._fault(s, "it was written to since it was saved")
+            raise changed(self.recipes.facts.names[s], "it was written to since it was saved")
         return entry.tensor()
-
-    def _parameter(self, s: int) -> torch.Tensor:
-        """Return a parameter or buffer, proved to be as it was in forward."""
-        found = self._proved.get(s)
-        if found is not None:
-            return found
-        if s in self._updated:
-            raise self._fault(s, f"{self._updated[s]} since")
-        for reference, where, count in self._lasting[s]:
-            found = reference()
-            if (
-                found is None
-                or version(found) != count
-                or address(storage := found.untyped_storage()) != where
-                or storage.nbytes() != self.recipes.facts.nbytes[s]
-            ):
-                raise self._fault(s, "it was modified, replaced or emptied since the step began")
-        if found is None:
-            raise self._fault(s, "it is gone")
-        self._proved[s] = found
-        return found
-
-    def _fault(self, s: int, why: str) -> Unsupported:
-        return Unsupported(
-            "a value that was dropped cannot be computed again: "
-            f"{self.recipes.facts.names[s]!r} must be as in forward, but {why}; take a policy that "
-            "does not drop what starts from it"
-        )
-
-
-RUN: Final = "an optimizer has run"

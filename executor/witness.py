@@ -13,9 +13,10 @@ from typing import Any, Final
 import torch
 
 from .backend import DrawState
+from .code import Captured, Code
 from .log import trains
 from .private import Overload, backward_pass, kernel_of, version_of
-from .recipes import Captured, Code, Recipes
+from .recipes import Recipes
 
 
 class Witness:

@@ -1,0 +1,107 @@
+"""Parameters and buffers in one step: operations that run again start from them as they were.
+
+Most of what writes them counts versions. Fused optimizers and batch normalization do not, but say
+when they run.
+"""
+
+import weakref
+from typing import Final
+
+import torch
+
+from ..errors import Unsupported
+from .private import address, version
+from .recipes import Recipes
+
+Kept = tuple[weakref.ref[torch.Tensor], int, int]
+"""A parameter or buffer, the address of its storage and its version, when the step began."""
+
+
+class Lasting:
+    """The parameters and buffers that *recipes* start from, as a step begins with them.
+
+    *storages* are theirs by number; *whole* says that all are there that were recorded.
+    """
+
+    def __init__(self, recipes: Recipes) -> None:
+        self.storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self.whole = True
+        self._facts = recipes.facts
+        self._silent = recipes.repeatable.silent
+        self._updated: dict[int, str] = {}  # by storage, what has written it
+        self._proved: dict[int, torch.Tensor] = {}
+        self._kept: dict[int, list[Kept]] = {}
+        self._on: dict[int, int] = {}  # storages of those by address
+        for s, references in recipes.lasting.items():
+            kept = self._kept[s] = list[Kept]()
+            for reference in references:
+                tensor = reference()
+                if tensor is None:
+                    self.whole = False
+                    continue
+                storage = tensor.untyped_storage()
+                if not kept:
+                    self.storages[s] = weakref.ref(storage)
+                    self._on[address(storage)] = s
+                kept.append((reference, address(storage), version(tensor)))
+
+    def __contains__(self, s: int) -> bool:
+        return s in self._kept
+
+    def see_update(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """An optimizer is about to run, or, without one, any may: what it writes without a count of
+        versions is no source any more."""
+        silent = self._silent & self._kept.keys()
+        if optimizer is None:
+            self._updated.update(dict.fromkeys(silent, RUN))
+            return
+        ours = type(optimizer).__module__.startswith("torch.optim")
+        for group in optimizer.param_groups:
+            counts = ours and not group.get("fused")
+            for each in group["params"] if silent or not counts else ():
+                s = self._on.get(address(each.untyped_storage()), -1)
+                if s in silent or not (counts or each.grad is None):
+                    self._updated[s] = RUN
+
+    def see_module(self, module: torch.nn.Module) -> None:
+        """A module is about to run: in training it may update statistics without a count."""
+        for name in ("running_mean", "running_var") if module.training else ():
+            if isinstance(found := getattr(module, name, None), torch.Tensor):
+                s = self._on.get(address(found.untyped_storage()), -1)
+                self._updated[s] = "a module has updated it"
+
+    def doubt(self) -> None:
+        """Prove each anew: the program may have run since."""
+        self._proved.clear()
+
+    def tensor(self, s: int) -> torch.Tensor:
+        """Return a parameter or buffer, proved to be as it was in forward."""
+        found, name = self._proved.get(s), self._facts.names[s]
+        if found is not None:
+            return found
+        if s in self._updated:
+            raise changed(name, f"{self._updated[s]} since")
+        for reference, where, count in self._kept[s]:
+            found = reference()
+            if (
+                found is None
+                or version(found) != count
+                or address(storage := found.untyped_storage()) != where
+                or storage.nbytes() != self._facts.nbytes[s]
+            ):
+                raise changed(name, "it was modified, replaced or emptied since the step began")
+        if found is None:
+            raise changed(name, "it is gone")
+        self._proved[s] = found
+        return found
+
+
+def changed(name: str, why: str) -> Unsupported:
+    """Return the error for something that is not as it was in forward."""
+    return Unsupported(
+        f"a value that was dropped cannot be computed again: {name!r} must be as in forward, but "
+        f"{why}; take a policy that does not drop what starts from it"
+    )
+
+
+RUN: Final = "an optimizer has run"
