@@ -17,6 +17,7 @@ class Forecast:
         self._issue_ns = timing.machine.copy_issue_ns
         self.now_ns = 0
         self._launch_ns = 0
+        self._place = 0
         self._lanes: dict[tuple[str, bool], int] = {}  # (tier, inward): when it is through
         self.copied_ns: dict[int, int] = {}  # when the last copy out of a storage ends
         self.fetched_ns: dict[int, int] = {}
@@ -24,6 +25,7 @@ class Forecast:
     def run(self, op: int, algorithm: int = 0) -> None:
         """An operation runs: it waits for its launch and for what is fetched for it."""
         self._run(op, algorithm, self._facts.needs[op], self._facts.rewrites[op])
+        self._place = op + 1
         if op in self._facts.waits:
             self._launch_ns = self.now_ns
 
@@ -75,8 +77,10 @@ class Forecast:
         self.free(s)
 
     def free(self, s: int) -> None:
-        """A device copy is given up: the compute lane waits for what is in flight."""
-        if s in self.copied_ns and self.copied_ns[s] > self.now_ns:
+        """A device copy is given up: the compute lane waits for what is in flight, but not for the
+        copy out of what has died."""
+        alive = self._place < self._facts.death[s]
+        if alive and s in self.copied_ns and self.copied_ns[s] > self.now_ns:
             self.now_ns = self.copied_ns[s]
         if s in self.fetched_ns:
             self.now_ns = max(self.now_ns, self.fetched_ns.pop(s))
