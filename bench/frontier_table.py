@@ -164,47 +164,55 @@ def off(predicted: Line, line: Line, key: str, unit: Any) -> str:
 
 
 def plot(models: dict[Model, list[Line]], path: Path) -> None:
-    """Draw peak against step time, a panel for each model, with the front."""
+    """Draw peak against step time, a row for each model, with the front; methods by number."""
     from matplotlib.figure import Figure
 
-    columns = min(3, len(models))
-    rows = -(-len(models) // columns)
-    figure = Figure(figsize=(5.5 * columns, 4.2 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in panels[len(models) :]:
-        axes.set_visible(False)
-    for axes, (model, lines) in zip(panels, models.items(), strict=False):
-        done = [line for line in lines if "step_ns" in line]
-        for ours, color, marker in ((False, "tab:gray", "o"), (True, "tab:blue", "^")):
-            here = [line for line in done if (line["method"] not in RIVALS) is ours]
-            axes.scatter(
-                [line["step_ns"] / 1e6 for line in here],
-                [line[PEAK] / 1e9 for line in here],
-                color=color,
-                marker=marker,
-                label="ours" if ours else "what users have",
-                zorder=3,
-            )
-        front = sorted(
-            (line["step_ns"] / 1e6, line[PEAK] / 1e9) for line in done if on_front(line, done)
+    figure = Figure(figsize=(12, 4 * len(models)), layout="constrained")
+    rows = figure.subplots(len(models), 2, squeeze=False, width_ratios=(1, 1.1))
+    for (axes, names), (model, lines) in zip(rows, models.items(), strict=True):
+        done = sorted(
+            (line for line in lines if "step_ns" in line), key=lambda line: int(line["step_ns"])
         )
-        axes.step(*zip(*front, strict=True), where="post", color="tab:red", lw=1, label="front")
-        for line in done:
-            axes.annotate(
-                label(line).replace("`", "").replace("liveness+", ""),
-                (line["step_ns"] / 1e6, line[PEAK] / 1e9),
-                xytext=(4, 4),
-                textcoords="offset points",
-                fontsize=6,
-            )
-        axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
+        draw_front(axes, done)
         axes.set_title(f"{model[0]}, batch {model[1]}", loc="left", fontsize="medium")
-        axes.set_xlabel("ms a step")
-        axes.set_ylabel("requested peak, GB")
-        axes.grid(alpha=0.3, which="both")
-    panels[0].legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=150)
+        names.axis("off")
+        for k, line in enumerate(done, 1):
+            text = label(line).replace("`", "").replace("liveness+", "").replace("+", "\n        +")
+            names.text(
+                0,
+                1 - k / (len(done) + 1),
+                f"{k:2}  {text}",
+                color="black" if line["method"] in RIVALS else "tab:blue",
+                fontsize=7,
+                va="center",
+                family="monospace",
+            )
+    rows[0][0].legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=100)
+
+
+def draw_front(axes: Any, done: list[Line]) -> None:
+    points = [(line["step_ns"] / 1e6, line[PEAK] / 1e9) for line in done]
+    for ours, color, marker in ((False, "tab:gray", "o"), (True, "tab:blue", "^")):
+        here = [
+            point
+            for point, line in zip(points, done, strict=True)
+            if (line["method"] not in RIVALS) is ours
+        ]
+        name = "ours" if ours else "what users have"
+        axes.scatter(*zip(*here, strict=True), color=color, marker=marker, label=name, zorder=3)
+    front = [point for point, line in zip(points, done, strict=True) if on_front(line, done)]
+    axes.step(*zip(*sorted(front), strict=True), where="post", color="tab:red", lw=1, label="front")
+    for k, point in enumerate(points, 1):
+        axes.annotate(str(k), point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("{x:,.0f}")
+    axes.tick_params(axis="x", which="minor", labelsize=6)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("ms a step")
+    axes.set_ylabel("requested peak, GB")
+    axes.grid(alpha=0.3, which="both")
 
 
 if __name__ == "__main__":
