@@ -149,6 +149,8 @@ def mb(nbytes: float) -> str:
 def share(line: Line, plain: Line | None, key: str) -> str:
     if plain is None or plain is line or not plain[key]:
         return ""
+    if key == "step_ns" and "slower" in line:  # than the plain step of its own process
+        return f"{line['slower']:+.1%}"
     return f"{line[key] / plain[key] - 1:+.1%}"
 
 
