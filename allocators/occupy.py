@@ -34,6 +34,9 @@ Leaner = Callable[[int], int]
 """What a convolution asks for where there is no room for a workspace of so many bytes: less, and 0
 in the end. cuDNN then takes an algorithm that needs less, and torch goes on with that one."""
 
+CAN_DO_WITH_LESS: Final = "conv"
+"""The kind of operations that do."""
+
 _MADE_LATE: Final = frozenset({"optimizer-state", "parameter-gradient"})
 
 
@@ -218,7 +221,7 @@ class Process:
         if (
             lean is None
             or not isinstance(allocator, CachingAllocator)
-            or self._facts.trace.operations[op].kind != "conv"
+            or self._facts.trace.operations[op].kind != CAN_DO_WITH_LESS
         ):
             allocator.allocate(block, nbytes)
             return nbytes

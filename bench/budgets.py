@@ -111,9 +111,9 @@ def case(model: str, batch: int, budget: str, policy: str) -> dict[str, Any]:
 def unjudged(policy: Any, trace: Any, machine: Any, budget: int | None, *_: Any) -> Any:
     """Return the policy's schedule, however much it takes."""
     try:
-        return Reserved(*decide(policy, trace, machine, budget))
+        return Reserved(*decide(policy, trace, machine, budget), trace)
     except DoesNotFit:
-        return Reserved(*decide(policy, trace, machine, None))
+        return Reserved(*decide(policy, trace, machine, None), trace)
 
 
 def goes_on(runs: Executor, step: Any) -> bool:

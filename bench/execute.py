@@ -178,7 +178,7 @@ def predicted(executor: Executor) -> dict[str, Any]:
     """Return what the schedule should cost: of its own trace, with the recording's times."""
     plan = executor.plans[0]
     machine = msgspec.structs.replace(executor.machine, allocator=executor.backend.allocator)
-    report = simulate_schedule(plan.trace, plan.schedule, machine)
+    report = simulate_schedule(plan.proved, plan.schedule, machine)
     return {
         "predicted_peak": report.device_peak_bytes,
         "predicted_reserved": report.reserved_peak_bytes,

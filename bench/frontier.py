@@ -354,7 +354,7 @@ def simulated(executor: Executor, plan: Plan, like: str) -> tuple[Trace, Machine
 
     The executor records no times: they are those of the shipped recording *like*, if it is there.
     """
-    trace, times = plan.trace, str(plan.trace.times)
+    trace, times = plan.proved, str(plan.trace.times)
     allocator = executor.backend.allocator
     machine = msgspec.structs.replace(executor.machine, allocator=allocator)
     if times != "measured" and like in shipped():

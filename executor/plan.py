@@ -15,6 +15,7 @@ import torch
 from msgspec import Struct
 
 from ..schedules import Copy, Discard, Fetch, Free, Ledger, Rerun, Run, Schedule
+from ..traces import Trace
 from .entries import View
 from .recipes import Recipes
 from .recording import Recorded
@@ -75,13 +76,17 @@ one with names is unpacked in three times as long, and there are thousands of ho
 class Plan:
     """What a step does by a schedule. *sequence* are the hooks in order: n for the pack of save n,
     ~n for an unpack; *places* are those at which they fire, *due* the actions of each, and *at_end*
-    those of the step's end.
+    those of the step's end. *schedule* and *ledger* are of the trace *proved*: the recorded one,
+    or that with smaller workspaces.
 
     At a pack actions come after it, at an unpack before it.
     """
 
-    def __init__(self, recorded: Recorded, schedule: Schedule, ledger: Ledger) -> None:
+    def __init__(
+        self, recorded: Recorded, proved: Trace, schedule: Schedule, ledger: Ledger
+    ) -> None:
         self.trace: Final = recorded.trace
+        self.proved: Final = proved
         self.schedule: Final = schedule
         self.ledger: Final = ledger
         self.names: Final = recorded.trace.facts.names

@@ -158,7 +158,7 @@ def _expected(runs: Executor, predict: Predict) -> Report | None:
     if not runs.plans:
         return None
     plan = runs.plans[-1]
-    return predict(plan.trace, plan.schedule, _machine(runs))
+    return predict(plan.proved, plan.schedule, _machine(runs))
 
 
 def _machine(runs: Executor) -> Machine:
@@ -170,7 +170,7 @@ def _explained(
 ) -> Explanation:
     """Explain the steps that were clocked, those by the plan of the last."""
     plan = clocked[-1].plan
-    foreseen = foresee(plan.trace, plan.schedule, _machine(runs))
+    foreseen = foresee(plan.proved, plan.schedule, _machine(runs))
     steps = [each.stretches for each in clocked if each.plan is plan]
     return explain(plan.trace, foreseen, steps, peak)
 

@@ -5,9 +5,10 @@ segments, come on top of a full budget, the policy is asked again with less. Wit
 process, a fresh one is judged; with its standing, what it has becomes the model's start.
 
 A convolution that finds no room for its workspace does not fail: cuDNN takes an algorithm that
-needs less, which may be slower and round otherwise. So a schedule that only lacks workspaces runs.
-It is the last resort of a process whose standing is known, for another one that finds all room that
-it had when it was recorded is better.
+needs less, which may be slower and round otherwise. So a schedule that only lacks workspaces runs,
+and where exact bytes lack as well, the policy is asked about a step whose convolutions need less.
+Both are the last resort of a process whose standing is known, for another schedule with all room
+that there was when the step was recorded is better.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,13 @@ from ..schedules import Ledger, Schedule
 from ..traces import Trace
 from .base import Policy
 from .decide import Decision, decide
+from .shortage import (
+    NOBODY,
+    short_alone,
+    short_under,
+    with_less_inside,
+    with_smaller_workspaces,
+)
 
 TRIES: Final = 24
 """How often a policy is asked again with less."""
@@ -43,13 +51,21 @@ LEANER: Final[tuple[Leaner, ...]] = (lambda nbytes: 0, lambda nbytes: nbytes // 
 """What convolutions ask for in place of a workspace: it is not known, so the schedule must run
 either way, with no workspace at all and with the largest of half as much again and again."""
 
+LEANER_TRIES: Final = 12
+"""How often a policy is asked where convolutions need less, or with less in the end."""
+
 
 class Reserved(NamedTuple):
-    """A proved schedule that an allocator can serve; *leaner* operations, those of the trace that
-    find no room for their workspace."""
+    """A proved schedule that an allocator can serve, and the trace that it is of.
+
+    *leaner* are the operations that find no room for their workspace. Some of them may have a
+    smaller one in *trace*, or none, than in the trace that was asked about. The ledger, too, knows
+    only of that: what the device takes there lies between that and the budget.
+    """
 
     schedule: Schedule
     ledger: Ledger
+    trace: Trace
     leaner: tuple[int, ...] = ()
 
 
@@ -64,41 +80,94 @@ def decide_reserved(
     """Return *policy*'s schedule of *trace* with which *allocator* stays within the budget.
 
     Without a budget the device is the limit. *standing* is the process that is to run by it. Where
-    even exact bytes do not fit, the schedule says so itself, as it does for `decide`. Raises
-    DoesNotFit if none was found that the allocator can serve, and what `decide` raises.
+    even exact bytes do not fit, and not for want of workspaces alone, the schedule says so itself,
+    as it does for `decide`. Raises DoesNotFit if none was found that the allocator can serve, and
+    what `decide` raises.
     """
     limit = machine.device_nbytes if budget is None else budget
     judge = _Judge(trace, allocator, limit, standing)
-    given, found = budget, decide(policy, trace, machine, budget)
+    try:
+        found = decide(policy, trace, machine, budget)
+    except DoesNotFit:
+        if leaner := _leaner(policy, trace, machine, budget, judge):
+            return leaner
+        raise
+    if found.schedule.short_nbytes:
+        return _leaner(policy, trace, machine, budget, judge) or Reserved(*found, trace)
+    given, short = budget, False
     verdict = first = judge.verdict(found.schedule)
     asked = [(verdict, found)]
-    while not verdict.calm and not found.schedule.short_nbytes and not _enough(asked):
-        less = max(verdict.over_nbytes // 2, limit // 200)
-        given = (limit if given is None else given) - less
-        try:
-            found = decide(policy, trace, machine, given)
-        except DoesNotFit:
-            break
-        if found.schedule.short_nbytes:
-            break
-        verdict = judge.verdict(found.schedule)
-        asked.append((verdict, found))
-    else:
-        if verdict.calm or found.schedule.short_nbytes:
-            return Reserved(*found)
+    while not (verdict.calm or short or _enough(asked)):
+        given = _less(given, limit, verdict.over_nbytes)
+        made = _fitting(policy, trace, machine, given)
+        if isinstance(made, Decision):
+            found, verdict = made, judge.verdict(made.schedule)
+            asked.append((verdict, found))
+        else:
+            short = True
+    if verdict.calm:
+        return Reserved(*found, trace)
     runs = [each for each in asked if not each[0].over_nbytes]
     if runs:
-        return Reserved(*min(runs, key=lambda each: each[0].late_retries)[1])
+        return Reserved(*min(runs, key=lambda each: each[0].late_retries)[1], trace)
     for _, found in asked:
-        leaner = judge.leaner(found.schedule)
-        if leaner:
-            return Reserved(*found, leaner)
+        outlook = judge.leaner(found.schedule)
+        if outlook and not outlook.over_nbytes:
+            return Reserved(*found, trace, outlook.denied)
+    if short and (leaner := _leaner(policy, trace, machine, given, judge)):
+        return leaner
     raise DoesNotFit(
         f"{policy!r} fits {trace.name!r} into {format_bytes(limit)} byte by byte, but torch's "
         f"allocator ({allocator}) would take {format_bytes(first.over_nbytes)} more for what it "
         "cannot use of its segments; give more, or set "
         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
     )
+
+
+def _leaner(
+    policy: Policy, trace: Trace, machine: Machine, budget: int | None, judge: "_Judge"
+) -> Reserved | None:
+    """Return a schedule for which convolutions that are short of room have smaller workspaces; None
+    if that does not help, or if nobody knows the process that they are to run in."""
+    if judge.standing is None:
+        return None
+    given, leaner = budget, trace
+    short = short_alone(trace, judge.limit if budget is None else budget)
+    for _ in range(LEANER_TRIES):
+        less = with_smaller_workspaces(leaner, short)
+        if less is None:
+            return None
+        leaner = less
+        made = _fitting(policy, leaner, machine, given)
+        if not isinstance(made, Decision):
+            short = made
+            continue
+        outlook = judge.leaner(made.schedule)
+        if outlook is None:
+            return None
+        if not outlook.over_nbytes:
+            denied = with_less_inside(leaner, trace).union(outlook.denied)
+            return Reserved(*made, leaner, tuple(sorted(denied)))
+        given = _less(given, judge.limit, outlook.over_nbytes)
+        short = short_alone(leaner, given)
+    return None
+
+
+def _fitting(
+    policy: Policy, trace: Trace, machine: Machine, budget: int | None
+) -> Decision | dict[int, int]:
+    """Return a schedule that fits byte by byte, or what is short of how many bytes."""
+    try:
+        found = decide(policy, trace, machine, budget)
+    except DoesNotFit:
+        limit = machine.device_nbytes if budget is None else budget
+        return short_alone(trace, limit) or {NOBODY: 0}
+    return short_under(trace, found.schedule) or found
+
+
+def _less(given: int | None, limit: int, over_nbytes: int) -> int:
+    """Return what to give next, if what was made of *given* is over by so many bytes."""
+    return (limit if given is None else given) - max(over_nbytes // 2, limit // 200)
 
 
 class _Verdict(NamedTuple):
@@ -114,6 +183,14 @@ class _Verdict(NamedTuple):
         return not (self.over_nbytes or self.late_retries)
 
 
+class _Leaner(NamedTuple):
+    """The operations *denied* a workspace, if convolutions need none; or by how many bytes the
+    limit is exceeded all the same."""
+
+    denied: tuple[int, ...]
+    over_nbytes: int
+
+
 def _enough(asked: Sequence[tuple[_Verdict, Decision]]) -> bool:
     runs = sum(not verdict.over_nbytes for verdict, _ in asked)
     return len(asked) > TRIES or runs > CALMER
@@ -126,29 +203,31 @@ class _Judge:
         self.limit: Final = limit
         self._trace = trace
         self._name = name
-        self._standing = standing
+        self.standing: Final = standing
 
     def verdict(self, schedule: Schedule) -> _Verdict:
         """Return how the allocator would serve a schedule."""
-        if self._standing is None:
+        if self.standing is None:
             allocator: Allocator = new_allocator(self._name, self.limit)
             occupy(self._trace, schedule, allocator)
             if isinstance(allocator, CachingAllocator):
                 return _Verdict(_over(allocator, self.limit))
             return _Verdict(max(0, allocator.reserved_peak_nbytes - self.limit))
-        over_nbytes, outlook = self._run(self._standing, schedule)
+        over_nbytes, outlook = self._run(self.standing, schedule)
         return _Verdict(over_nbytes, outlook.late_retries)
 
-    def leaner(self, schedule: Schedule) -> tuple[int, ...]:
-        """Return the convolutions without which room for their workspaces it runs, () if not."""
+    def leaner(self, schedule: Schedule) -> _Leaner | None:
+        """Return how it runs if convolutions go on without room for their workspaces, None if
+        nobody knows the process."""
         denied: set[int] = set()
-        if self._standing is not None:
-            for leaner in LEANER:
-                over_nbytes, outlook = self._run(self._standing, schedule, leaner)
-                if over_nbytes:
-                    return ()
-                denied |= outlook.denied
-        return tuple(sorted(denied))
+        if self.standing is None:
+            return None
+        for leaner in LEANER:
+            over_nbytes, outlook = self._run(self.standing, schedule, leaner)
+            if over_nbytes:
+                return _Leaner((), over_nbytes)
+            denied |= outlook.denied
+        return _Leaner(tuple(sorted(denied)), 0)
 
     def _run(
         self, standing: Standing, schedule: Schedule, leaner: Leaner | None = None

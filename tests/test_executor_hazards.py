@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
 torch = pytest.importorskip("torch")
 
@@ -14,10 +15,12 @@ from training import Everything, executor, undisturbed  # noqa: E402
 
 from superneurons.allocators.standing import Standing  # noqa: E402
 from superneurons.errors import DoesNotFit, Unsupported  # noqa: E402
-from superneurons.executor import slabs  # noqa: E402
+from superneurons.executor import run_function, slabs  # noqa: E402
 from superneurons.executor.backend import STREAMS  # noqa: E402
+from superneurons.executor.course import Site  # noqa: E402
 from superneurons.executor.cpu_backend import EmulatedBackend  # noqa: E402
 from superneurons.executor.storages import Life  # noqa: E402
+from superneurons.sim import foresee, simulate_schedule  # noqa: E402
 from superneurons.traces.readers.snapshot_log import segments_of  # noqa: E402
 
 
@@ -347,6 +350,56 @@ def test_a_schedule_has_to_fit_beside_what_the_process_has(nbytes, runs):
     if runs:
         facts = executed.plans[0].trace.facts
         assert sorted(addresses) == [s for s, alive in enumerate(facts.alive_at_start) if alive]
+
+
+def with_workspaces(site, trace):
+    """Return a step as recorded on a device on which each convolution takes 60 MiB."""
+    operations = (
+        replace(op, workspace_nbytes=60 << 20 if op.kind == "conv" else 0)
+        for op in trace.operations
+    )
+    return replace(trace, operations=tuple(operations))
+
+
+@pytest.mark.parametrize("mib", [7, 70], ids=["no-room", "room"])
+def test_convolutions_without_room_for_their_workspaces_run_and_that_is_said(monkeypatch, mib):
+    monkeypatch.setattr(Site, "timed", with_workspaces)
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Sigmoid(), nn.Conv2d(2, 2, 3), nn.Tanh())
+    runs = executor(Everything(), budget=f"{mib}MiB", backend=Filled(4 << 20), audit=True)
+    for _ in range(6):
+        with runs.step():
+            model.zero_grad()
+            model(torch.ones(2, 2, 8, 8)).sum().backward()
+    assert runs.report.mode == "executed"
+    assert runs.differences == []
+    said = [notice for notice in runs.notices if "no room for the workspaces of 4 " in notice]
+    assert len(said) == (mib == 7)
+    [plan] = runs.plans
+    assert (plan.proved is plan.trace) == (mib == 70)
+    predicted = simulate_schedule(plan.proved, plan.schedule, runs.machine)
+    assert predicted.fits
+    assert predicted.device_peak_bytes == plan.ledger.device_peak_nbytes <= mib << 20
+
+
+def test_a_run_without_room_for_workspaces_is_predicted_and_explained(monkeypatch):
+    def stands(backend, addresses):
+        return Standing([], 0, False, addresses)
+
+    monkeypatch.setattr(Site, "timed", with_workspaces)
+    monkeypatch.setattr(EmulatedBackend, "standing", stands)
+    monkeypatch.setattr(EmulatedBackend, "allocator", "caching")
+    report = run_function(
+        "superneurons.zoo:small_cnn",
+        "liveness",
+        "50MiB",
+        steps=4,
+        predict=simulate_schedule,
+        foresee=foresee,
+    )
+    assert any("no room for the workspaces" in notice for notice in report.notices)
+    assert report.steps[-1].mode == "executed"
+    assert report.predicted_peak_bytes <= 50 << 20
+    assert report.explanation is not None
 
 
 def test_what_a_step_leaves_is_where_the_next_one_finds_it(monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from test_snapshot import Recorder
 
 from superneurons.allocators.caching import CachingAllocator
@@ -289,6 +290,91 @@ def test_where_there_is_no_room_for_a_result_it_does_not_fit(working):
         reserved(working, 90 * MIB, held)
 
 
+def beside(trace: Trace, nbytes: int) -> Trace:
+    """Return a step that keeps a storage of so many bytes while another computes."""
+    [conv] = trace.operations
+    first = Operation(name="f", kind="act", phase="forward", reads=("w",), writes=("b",))
+    last = Operation(name="g", kind="act", phase="forward", reads=("b",))
+    return replace(
+        trace,
+        storages=(*trace.storages, Storage(name="b", kind="activation", nbytes=nbytes)),
+        operations=(first, conv, last),
+        releases=(Release(storage="a", place=2), Release(storage="b", place=3)),
+    )
+
+
+def alone(room):
+    needs = f"needs 84.000 MiB, {84 * MIB - room} bytes more"
+    return f"operation 'conv' alone, with what is always there, {needs}"
+
+
+def test_a_convolution_that_is_too_large_by_itself_has_a_smaller_workspace(working):
+    found = reserved(working, 50 * MIB, segment(0, (4 * MIB, True)))
+    assert found.leaner == (0,)
+    assert found.trace.operations[0].allocations == (0, 26 * MIB, -1)
+    assert found.ledger.device_peak_nbytes == 50 * MIB
+    assert found.schedule.digest == found.trace.facts.digest != working.facts.digest
+
+
+@pytest.mark.parametrize("held", [0, 2 * MIB])
+def test_without_any_workspace_it_may_still_not_fit(working, held):
+    room = 24 * MIB + held - 1
+    policy = find_policy("liveness")
+    with pytest.raises(DoesNotFit, match=alone(room)):
+        decide(policy, working, H200, room)
+    with pytest.raises(DoesNotFit, match=alone(room)):
+        reserved(working, room, segment(0, (4 * MIB, True), (held, True)))
+
+
+def test_a_convolution_that_is_short_under_a_schedule_has_a_smaller_workspace(working):
+    trace, held = beside(working, 30 * MIB), segment(0, (4 * MIB, True))
+    exact = decide(find_policy("liveness"), trace, H200, 90 * MIB).schedule
+    assert (exact.short_nbytes, exact.short_op) == (24 * MIB, 1)
+    found = reserved(trace, 90 * MIB, held)
+    assert (found.leaner, found.schedule.short_nbytes) == ((1,), 0)
+    assert found.trace.facts.inside_nbytes == [0, 36 * MIB, 0]
+    model, blocks = standing(held).allocator(trace.facts, 90 * MIB)
+    assert go_on(trace, found.schedule, model, blocks, lambda nbytes: 0).denied == {1}
+    assert model.failures == 0
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("conv", 70 * MIB), ("matmul", 30 * MIB)])
+def test_a_schedule_that_workspaces_do_not_help_says_what_it_is_short_of(working, kind, kept):
+    trace = beside(working, kept)
+    operations = [replace(op, kind=kind) if op.name == "conv" else op for op in trace.operations]
+    trace = replace(trace, operations=tuple(operations))
+    found = reserved(trace, 90 * MIB, segment(0, (4 * MIB, True)))
+    assert (found.leaner, found.trace) == ((), trace)
+    assert (found.schedule.short_nbytes, found.schedule.short_op) == (84 * MIB + kept - 90 * MIB, 1)
+
+
+def test_a_recorded_step_runs_where_there_is_no_room_for_its_workspaces():
+    trace, budget = find_trace("resnet50-b128"), 2100 * MIB
+    policy, stands = find_policy("liveness+cache"), Standing([], 0, True, {})
+    found = decide_reserved(policy, trace, H200, budget, "caching-expandable", stands)
+    assert trace.facts.floor_op in found.leaner
+    assert {trace.operations[op].kind for op in found.leaner} == {"conv"}
+    assert found.ledger.device_peak_nbytes <= found.schedule.limit_nbytes < budget
+    for leaner in (lambda nbytes: 0, lambda nbytes: nbytes // 2, lambda nbytes: nbytes - MIB):
+        model, blocks = stands.allocator(trace.facts, budget)
+        outlook = go_on(trace, found.schedule, model, blocks, lambda n, f=leaner: max(0, f(n)))
+        assert model.failures == 0
+        assert outlook.denied <= set(found.leaner)
+    model, blocks = stands.allocator(trace.facts, budget)
+    go_on(trace, found.schedule, model, blocks)
+    assert model.failures > 0
+
+
+def test_a_recorded_step_that_workspaces_do_not_help_is_refused_as_ever():
+    trace, budget = find_trace("resnet50-b128"), 1700 * MIB
+    policy, stands = find_policy("liveness+cache"), Standing([], 0, True, {})
+    with pytest.raises(DoesNotFit) as plain:
+        decide(policy, trace, H200, budget)
+    with pytest.raises(DoesNotFit) as refused:
+        decide_reserved(policy, trace, H200, budget, "caching-expandable", stands)
+    assert str(refused.value) == str(plain.value)
+
+
 @kinds
 def test_a_recorded_step_fits_where_it_has_run(expandable):
     """A process whose steps kept little, then runs by a schedule that keeps as much as fits."""
@@ -324,6 +410,7 @@ def test_a_recorded_step_fits_where_it_has_run(expandable):
     policy = find_policy("liveness+cache")
     found = decide_reserved(policy, trace, H200, budget, name, stands)
     assert found.leaner == ()
+    assert found.trace is trace
     model, blocks = stands.allocator(trace.facts, budget)
     assert sorted(blocks) == sorted(addresses)
     go_on(trace, found.schedule, model, blocks)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from .model import Operation
 
 
@@ -38,3 +40,45 @@ def fault_in_order(op: Operation, results: Sequence[int]) -> str | None:
     if peak - total != inside:
         return f"takes {peak - total} bytes inside in that order, but says {inside}"
     return None
+
+
+def with_less(op: Operation, results: Sequence[int], nbytes: int) -> Operation:
+    """Return an operation with workspaces so small that it takes at most *nbytes* inside, or with
+    none, if what it holds for longer is more. *results* are the sizes of the storages it makes.
+
+    A workspace is what is given back at once: each becomes as small as it must where it stands.
+    """
+    if not op.allocations:
+        room = max(0, nbytes - op.transient_nbytes)
+        return replace(op, workspace_nbytes=min(op.workspace_nbytes, room))
+    left = [n for n in results if n][::-1]
+    there = -sum(left)  # beyond the results
+    inside = 0
+    order: list[int] = []
+    taken: list[tuple[int, int]] = []  # by old number: bytes, new number
+    kept = 0
+    for k, entry in enumerate(op.allocations):
+        if entry > 0:
+            if op.allocations[k + 1] == -len(taken) - 1:
+                entry = min(entry, max(0, nbytes - there))
+            kept += entry > 0
+            taken.append((entry, kept))
+            there += entry
+            if entry:
+                order.append(entry)
+        elif entry:
+            given_back, number = taken[-entry - 1]
+            there -= given_back
+            if given_back:
+                order.append(-number)
+        else:
+            there += left.pop()
+            order.append(0)
+        inside = max(inside, there)
+    transient = min(op.transient_nbytes, inside)
+    return replace(
+        op,
+        workspace_nbytes=inside - transient,
+        transient_nbytes=transient,
+        allocations=tuple(order),
+    )

@@ -226,10 +226,10 @@ class Facts:
 
     @cached_property
     def _floor(self) -> tuple[int, int]:
-        return max([(-1, self.start_nbytes), *self._demands()], key=lambda demand: demand[1])
+        return max([(-1, self.start_nbytes), *self.demands()], key=lambda demand: demand[1])
 
-    def _demands(self) -> Iterator[tuple[int, int]]:
-        """Yield for each operation what is there while it runs, whatever a policy does."""
+    def demands(self) -> Iterator[tuple[int, int]]:
+        """Yield operations with what is there while they run, whatever a policy does."""
         everywhere = self.trace.places == "everywhere"
         change = [0] * (self.op_count + 2)  # of what is there whatever a policy does
         for s, nbytes in enumerate(self.nbytes):
