@@ -302,6 +302,8 @@ def ours(
         times=like if like in shipped() else None,
         assume_constant=policy.endswith("!"),
     )
+    if budget is not None:
+        executor.backend.hold_to(budget)
 
     def run() -> None:
         with executor.step():
@@ -444,6 +446,7 @@ def clear() -> None:
     gc.collect()
     if CUDA:
         torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0)
         if pinned_nbytes() > PINNED_NBYTES:
             torch._C._host_emptyCache()
 

@@ -109,6 +109,10 @@ class Backend(ABC):
         """Wait, with the host, until all copies have ended."""
 
     @abstractmethod
+    def hold_to(self, nbytes: int) -> None:
+        """Have this process take no more than so many bytes of the device, where that can be."""
+
+    @abstractmethod
     def stamp(self) -> Stamp:
         """Mark this moment of the computation: all that was issued so far comes before it."""
 

@@ -104,6 +104,9 @@ class EmulatedBackend(Backend):
         ticket.end()
         self._waits_ns.append(self.stamp() - begin)
 
+    def hold_to(self, nbytes: int) -> None:
+        """Nothing to do: the host's memory is not ours to bound."""
+
     def stamp(self) -> int:
         """Return the host's clock: it computes."""
         return time.perf_counter_ns()

@@ -134,6 +134,12 @@ class CudaBackend(Backend):
         self._compute.record_event(around[1])
         self._waits.append(around)
 
+    def hold_to(self, nbytes: int) -> None:
+        """Have torch's allocator refuse what is beyond so many bytes; it gives back what it has
+        cached before it does."""
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / total), self.device)
+
     def stamp(self) -> torch.cuda.Event:
         """Record an event on the compute stream."""
         event = torch.cuda.Event(enable_timing=True)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -10,8 +11,9 @@ import msgspec
 import torch
 from msgspec import Struct
 
-from ..errors import InvalidInput
+from ..errors import DoesNotFit, InvalidInput
 from ..machines import Machine
+from ..notation import format_bytes
 from ..reports import Explanation, Foreseen, PeakReading, Report, explain
 from ..schedules import Schedule
 from ..traces import Trace
@@ -82,7 +84,8 @@ def run_function(
 ) -> RunReport:
     """Run *steps* steps of `MODULE:FUNCTION` by a policy, and one more that is watched for *audit*.
 
-    With *foresee* a few more are clocked and one is watched, and what comes of it is explained.
+    On a GPU torch's allocator is held to the budget, for the whole process. With *foresee* a few
+    more are clocked and one is watched, and what comes of it is explained.
     *times* is a recording of the same step, or its file; *tell* hears of each step, with its time.
     The rest is as `Executor` takes it.
     """
@@ -104,11 +107,13 @@ def run_function(
         verify=verify,
     )
     runs.backend.timing = True
-    with runs.backend.device:
+    if runs.budget is not None:
+        runs.backend.hold_to(runs.budget)
+    with runs.backend.device, _shortage_told(name, runs.budget):
         step = make()
     reports, took_ns = [], []
     measured = reserved = None
-    for report, took in _run(runs, step, steps):
+    for report, took in _run(runs, step, steps, name):
         reports.append(report)
         took_ns.append(took)
         if tell is not None:
@@ -119,10 +124,12 @@ def run_function(
     clocked = []
     if foresee is not None:
         runs.clock = True
-        clocked = [runs.clocked for _ in _run(runs, step, CLOCKED) if runs.clocked is not None]
+        clocked = [
+            runs.clocked for _ in _run(runs, step, CLOCKED, name) if runs.clocked is not None
+        ]
     if audit or foresee is not None:
         runs.audit = True
-        list(_run(runs, step, 1))
+        list(_run(runs, step, 1, name))
     expected = _expected(runs, predict)
     explanation = None
     if foresee is not None and clocked:
@@ -203,15 +210,35 @@ def append_line(report: RunReport, path: str) -> None:
         file.write(msgspec.json.encode(report) + b"\n")
 
 
+@contextmanager
+def _shortage_told(name: str, budget: int | None, done: int | None = None) -> Iterator[None]:
+    """Say in a sentence that there was too little memory, after *done* steps or before the first.
+
+    Raises DoesNotFit in place of torch's OutOfMemoryError.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        when = "while it was built" if done is None else f"in step {done}"
+        within = "" if budget is None else f" within {format_bytes(budget)}"
+        told = (
+            str(error).partition("\n")[0].split(". ")
+        )  # all that follows is for those who tune torch
+        raise DoesNotFit(
+            f"{name} ran out of memory{within} {when}; give more, take a smaller batch, or set "
+            f"PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True (torch: {'. '.join(told[:2])})"
+        ) from error
+
+
 def _run(
-    runs: Executor, step: Callable[[], object], steps: int
+    runs: Executor, step: Callable[[], object], steps: int, name: str
 ) -> Iterator[tuple[StepReport, int]]:
     device = runs.backend.device
     for _ in range(steps):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         begin = time.perf_counter_ns()
-        with runs.step():
+        with _shortage_told(name, runs.budget, runs.steps), runs.step():
             step()
         runs.backend.drain()
         took = time.perf_counter_ns() - begin

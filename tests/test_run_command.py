@@ -79,6 +79,33 @@ def test_a_budget_that_is_too_small_is_told_with_operation_and_bytes():
     assert "operation '" in line
 
 
+SHORT = """
+import torch
+from superneurons.zoo import small_cnn
+
+def build():
+    step, done = small_cnn(batch=1, image=16, stages=1), []
+    def run():
+        done.append(step())
+        if len(done) > {steps}:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB. GPU 0 has")
+    if {steps} < 0:
+        run()
+    return run
+"""
+
+
+@pytest.mark.parametrize(("steps", "when"), [(2, "in step 2"), (-1, "while it was built")])
+def test_a_step_that_runs_out_of_memory_is_told_in_one_sentence(tmp_path, steps, when):
+    model = tmp_path / "short.py"
+    model.write_text(SHORT.format(steps=steps))
+    result = run("run", f"{model}:build", "--policy", "liveness", "--budget", "1GiB")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert f"ran out of memory within 1,024.000 MiB {when}; give more" in line
+    assert line.endswith("(torch: CUDA out of memory. Tried to allocate 2 MiB)")
+
+
 def test_the_memory_of_one_more_step_is_drawn_beside_the_plan(tmp_path):
     pytest.importorskip("matplotlib")
     plot, log = tmp_path / "memory.png", tmp_path / "run.jsonl"
