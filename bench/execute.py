@@ -181,7 +181,7 @@ def predicted(executor: Executor) -> dict[str, Any]:
     report = simulate_schedule(plan.proved, plan.schedule, machine)
     return {
         "predicted_peak": report.device_peak_bytes,
-        "predicted_reserved": report.reserved_peak_bytes,
+        "predicted_reserved": plan.decided.reserved_nbytes or report.reserved_peak_bytes,
         "predicted_step_ns": report.step_time_ns,
         "predicted_stall_ns": report.stall_ns,
         "times": plan.trace.times,

@@ -342,7 +342,7 @@ def predicted(executor: Executor, like: str) -> dict[str, Any]:
         "step_ns": report.step_time_ns,
         "requested_peak": report.device_peak_bytes,
         "allocated_peak": report.allocated_peak_bytes,
-        "reserved_peak": report.reserved_peak_bytes,
+        "reserved_peak": plan.decided.reserved_nbytes or report.reserved_peak_bytes,
         "replays": report.recomputed_ops,
         "replayed_ns": report.recomputed_ns,
         "stall_ns": report.stall_ns,

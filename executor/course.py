@@ -117,9 +117,7 @@ class Course:
             if known.recipes.current:
                 self._fruitless += 1
             else:  # another model of the same kind
-                self.plans[known.look] = self.usual = Plan(
-                    recorded, known.proved, known.schedule, known.ledger
-                )
+                self.plans[known.look] = self.usual = Plan(recorded, known.decided)
             self.recording = None
             return
         allocator = site.backend.allocator
@@ -142,7 +140,7 @@ class Course:
                 "differ in the last bits, and take longer"
             )
         _refuse_short(decision.schedule, recorded.trace.facts.op_names)
-        plan = Plan(recorded, decision.trace, decision.schedule, decision.ledger)
+        plan = Plan(recorded, decision)
         for tier, nbytes in decision.ledger.tier_peak_nbytes.items():
             if nbytes:
                 self._slabs(tier, plan).reserve(nbytes)

@@ -14,8 +14,8 @@ from typing import Final
 import torch
 from msgspec import Struct
 
-from ..schedules import Copy, Discard, Fetch, Free, Ledger, Rerun, Run, Schedule
-from ..traces import Trace
+from ..policies.reserve import Reserved
+from ..schedules import Copy, Discard, Fetch, Free, Rerun, Run
 from .entries import View
 from .recipes import Recipes
 from .recording import Recorded
@@ -82,15 +82,14 @@ class Plan:
     At a pack actions come after it, at an unpack before it.
     """
 
-    def __init__(
-        self, recorded: Recorded, proved: Trace, schedule: Schedule, ledger: Ledger
-    ) -> None:
+    def __init__(self, recorded: Recorded, decided: Reserved) -> None:
         self.trace: Final = recorded.trace
-        self.proved: Final = proved
-        self.schedule: Final = schedule
-        self.ledger: Final = ledger
+        self.decided: Final = decided
+        self.proved: Final = decided.trace
+        self.schedule: Final = decided.schedule
+        self.ledger: Final = decided.ledger
         self.names: Final = recorded.trace.facts.names
-        self.recipes: Final = Recipes(recorded.repeatable, schedule, recorded.sequence)
+        self.recipes: Final = Recipes(recorded.repeatable, self.schedule, recorded.sequence)
         self.sequence: Final = [
             fired.number if fired.pack else ~fired.number for fired in recorded.fired
         ]

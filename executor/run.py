@@ -143,7 +143,7 @@ def run_function(
         budget_bytes=runs.budget,
         machine=runs.machine.name,
         predicted_peak_bytes=None if expected is None else expected.device_peak_bytes,
-        predicted_reserved_bytes=None if expected is None else expected.reserved_peak_bytes,
+        predicted_reserved_bytes=_reserved(runs, expected),
         predicted_step_time_ns=None if expected is None else expected.step_time_ns,
         times=runs.plans[-1].trace.times if runs.plans else "none",
         measured_peak_bytes=measured,
@@ -166,6 +166,15 @@ def _expected(runs: Executor, predict: Predict) -> Report | None:
         return None
     plan = runs.plans[-1]
     return predict(plan.proved, plan.schedule, _machine(runs))
+
+
+def _reserved(runs: Executor, expected: Report | None) -> int | None:
+    """Return what the allocator should reserve: in this process, if its model knows that, else in
+    one that begins with this schedule."""
+    if expected is None:
+        return None
+    known = runs.plans[-1].decided.reserved_nbytes
+    return expected.reserved_peak_bytes if known is None else known
 
 
 def _machine(runs: Executor) -> Machine:

@@ -60,13 +60,16 @@ class Reserved(NamedTuple):
 
     *leaner* are the operations that find no room for their workspace. Some of them may have a
     smaller one in *trace*, or none, than in the trace that was asked about. The ledger, too, knows
-    only of that: what the device takes there lies between that and the budget.
+    only of that: what the device takes there lies between that and the budget. *reserved_nbytes*
+    is what the allocator has at most in the process that is to run by it, None where that is not
+    known.
     """
 
     schedule: Schedule
     ledger: Ledger
     trace: Trace
     leaner: tuple[int, ...] = ()
+    reserved_nbytes: int | None = None
 
 
 def decide_reserved(
@@ -105,11 +108,10 @@ def decide_reserved(
             asked.append((verdict, found))
         else:
             short = True
-    if verdict.calm:
-        return Reserved(*found, trace)
     runs = [each for each in asked if not each[0].over_nbytes]
     if runs:
-        return Reserved(*min(runs, key=lambda each: each[0].late_retries)[1], trace)
+        verdict, found = min(runs, key=lambda each: each[0].late_retries)
+        return Reserved(*found, trace, reserved_nbytes=verdict.reserved_nbytes)
     for _, found in asked:
         outlook = judge.leaner(found.schedule)
         if outlook and not outlook.over_nbytes:
@@ -171,11 +173,13 @@ def _less(given: int | None, limit: int, over_nbytes: int) -> int:
 
 
 class _Verdict(NamedTuple):
-    """How many bytes beyond the limit would be reserved, 0 if that is enough, and how often memory
-    would be given back in the steps after the first ones."""
+    """How many bytes beyond the limit would be reserved, 0 if that is enough, how often memory
+    would be given back in the steps after the first ones, and what is reserved in a process that
+    is known."""
 
     over_nbytes: int
     late_retries: int = 0
+    reserved_nbytes: int | None = None
 
     @property
     def calm(self) -> bool:
@@ -213,8 +217,9 @@ class _Judge:
             if isinstance(allocator, CachingAllocator):
                 return _Verdict(_over(allocator, self.limit))
             return _Verdict(max(0, allocator.reserved_peak_nbytes - self.limit))
-        over_nbytes, outlook = self._run(self.standing, schedule)
-        return _Verdict(over_nbytes, outlook.late_retries)
+        limit, allocator, outlook = self._run(self.standing, schedule)
+        reserved = allocator.reserved_peak_nbytes + self.standing.apart_nbytes
+        return _Verdict(_over(allocator, limit), outlook.late_retries, reserved)
 
     def leaner(self, schedule: Schedule) -> _Leaner | None:
         """Return how it runs if convolutions go on without room for their workspaces, None if
@@ -223,19 +228,19 @@ class _Judge:
         if self.standing is None:
             return None
         for leaner in LEANER:
-            over_nbytes, outlook = self._run(self.standing, schedule, leaner)
-            if over_nbytes:
+            limit, allocator, outlook = self._run(self.standing, schedule, leaner)
+            if over_nbytes := _over(allocator, limit):
                 return _Leaner((), over_nbytes)
             denied |= outlook.denied
         return _Leaner(tuple(sorted(denied)), 0)
 
     def _run(
         self, standing: Standing, schedule: Schedule, leaner: Leaner | None = None
-    ) -> tuple[int, Outlook]:
+    ) -> tuple[int, CachingAllocator, Outlook]:
         limit = self.limit - self.limit // MARGIN - standing.apart_nbytes
         allocator, blocks = standing.allocator(self._trace.facts, limit)
         outlook = go_on(self._trace, schedule, allocator, blocks, leaner)
-        return _over(allocator, limit), outlook
+        return limit, allocator, outlook
 
 
 def _over(allocator: CachingAllocator, limit: int) -> int:

@@ -428,11 +428,12 @@ def test_a_schedule_with_which_memory_comes_and_goes_in_each_step_is_not_the_fir
     def outlook(schedule):
         model, blocks = stands.allocator(trace.facts, budget - budget // MARGIN)
         found = go_on(trace, schedule, model, blocks)
-        return model.failures, found.late_retries
+        return model.failures, found.late_retries, model.reserved_peak_nbytes
 
-    found = decide_reserved(policy, trace, H200, budget, "caching", stands).schedule
-    assert outlook(found) == (0, 0)
+    decided = decide_reserved(policy, trace, H200, budget, "caching", stands)
+    found = decided.schedule
+    assert outlook(found) == (0, 0, decided.reserved_nbytes)
     # With a little more it would run, too, but torch would ask the driver again in each step.
-    failures, retries = outlook(decide(policy, trace, H200, budget * 39 // 40).schedule)
+    failures, retries, _ = outlook(decide(policy, trace, H200, budget * 39 // 40).schedule)
     assert failures == 0 < retries
     assert budget * 19 // 20 < found.limit_nbytes < budget * 39 // 40
