@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
 from torch.nn.modules.module import _global_forward_pre_hooks  # noqa: E402
 from torch.optim.optimizer import _global_optimizer_pre_hooks  # noqa: E402
 from training import executor, undisturbed  # noqa: E402
@@ -86,6 +87,27 @@ def test_a_tensor_where_none_was_given_makes_another_step(policy):
 
     step = Alike(policy, deep, loss)
     assert all(step(more) for more in (False, False, False, False, True, False))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_last_operator_that_is_looked_at_may_fail(policy):
+    """As an allocation may; the program catches that, and goes on without it."""
+
+    def rows(weight, failing):
+        try:
+            return functional.embedding(torch.arange(3) + (9 if failing else 1), weight)
+        except IndexError:
+            return weight[:3] * 2.0
+
+    step = Alike(
+        policy, deep, lambda m, failing: (m(X * 1.0) * rows(m[0].weight, failing)).exp().sum()
+    )
+    assert all(step(failing) for failing in (False, False, False, False))
+    assert step.runs.report.mode == "executed"
+    assert step(True)
+    assert step.runs.report.mode == "kept"
+    assert "has failed" in step.runs.report.why
+    assert all(step(failing) for failing in (False, True, False))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
