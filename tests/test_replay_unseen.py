@@ -11,6 +11,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 from torch.nn.modules.module import _global_forward_pre_hooks  # noqa: E402
 from torch.optim.optimizer import _global_optimizer_pre_hooks  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 from training import executor, undisturbed  # noqa: E402
 
 from superneurons.errors import Unsupported  # noqa: E402
@@ -108,6 +109,21 @@ def test_the_last_operator_that_is_looked_at_may_fail(policy):
     assert step.runs.report.mode == "kept"
     assert "has failed" in step.runs.report.why
     assert all(step(failing) for failing in (False, True, False))
+
+
+def test_what_comes_back_is_saved_again_by_a_graph_inside_backward():
+    """So it goes away and comes back once more, while the graph still has what came first."""
+
+    def loss(model, _):
+        found = (X * 1.0).requires_grad_()
+        for k in range(3):
+            found = checkpoint(model[3 * k : 3 * k + 3], found, use_reentrant=True) * 1.5
+        return (found * 0.1).exp().sum()
+
+    for _ in range(12):  # for it is chance which address is given again
+        step = Alike(POLICIES[0], deep, loss)
+        assert all(step(False) for _ in range(4))
+        assert step.runs.report.mode == "executed"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
