@@ -4,7 +4,7 @@ The schedule says what is run again and when. A recipe says the same for one sto
 for when the schedule does not expect it: from what is saved, and parameters, in one flat list.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,11 @@ class Watched(NamedTuple):
     results: list[Seen]
 
 
+Expected = tuple[Overload | None, Any, Watched | None]
+"""An operator that is to go by in forward, its kernel, and what is to be seen there. None comes
+after the last: who gets there has seen that one fail."""
+
+
 class Recipe(NamedTuple):
     """How one storage is made from *leaves*, which are saved, and parameters: *ops* in order, after
     each of which some *gone* are not needed any more."""
@@ -43,7 +48,7 @@ class Recipes:
     *dropped* are all of those. *codes* are the operations, *sources* the saved storages that they
     start from, and *lasting* the parameters and buffers, by storage, *statistics* the buffers among
     them. *watched* is what is to be seen at some positions of forward, and *expected* are forward's
-    operators up to the last of those, each with its kernel and what is to be seen there.
+    operators up to the last of those.
     """
 
     def __init__(
@@ -76,10 +81,11 @@ class Recipes:
                 watched = self.watched.setdefault(position, Watched(None, []))
                 watched.results.append((result.inner, s, result.view.shape, result.view.stride))
 
-        self.expected: list[tuple[Overload, Callable[..., Any], Watched | None]] = [
+        self.expected: list[Expected] = [
             (func, kernel_of(func), self.watched.get(at))
             for at, func in enumerate(sequence[: max(self.watched, default=-1) + 1])
         ]
+        self.expected.append((None, None, None))
         self.known = self.sources | self.of.keys()
         self.statistics = {
             s

@@ -86,6 +86,8 @@ class Book:
         self._closed = False
         self._at: dict[int, Life] = {}  # by address, while alive
         self._watches: dict[int, weakref.ref[torch.UntypedStorage]] = {}  # by number
+        # By address: a life that has gone on in another storage may have left one that lives.
+        self._followed: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def find(self, tensor: torch.Tensor) -> Life | None:
         """Return the life of a tensor's storage, None if it has not been entered."""
@@ -114,15 +116,15 @@ class Book:
         self.alive_nbytes += life.nbytes
 
         def die(watch: object) -> None:
-            if self._at.get(where) is life:
-                del self._at[where]
-            if self._watches.get(life.number) is watch:
+            del self._at[where], self._followed[where]
+            self.alive_nbytes -= life.nbytes
+            present = self._watches.get(life.number)
+            if present is watch:
                 del self._watches[life.number]
-                self.alive_nbytes -= life.nbytes
-                if not self._closed:
-                    life.dead = self._clock()
+            if present in (watch, None) and not self._closed:
+                life.dead = self._clock()
 
-        self._watches[life.number] = weakref.ref(storage, die)
+        self._watches[life.number] = self._followed[where] = weakref.ref(storage, die)
 
     def nbytes(self, life: Life) -> int:
         """Return the present size of a storage that lives."""

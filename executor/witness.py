@@ -37,7 +37,7 @@ class Witness:
         self.done = not recipes.watched
         self.at = 0
         self._expected = recipes.expected
-        self._last = len(recipes.expected) - 1
+        self._last = len(recipes.expected) - 2
         self._draw_state = draw_state
         self._lose = lose
 
@@ -69,7 +69,10 @@ class Witness:
             if func.namespace == "prim":
                 return False
             self.done = True
-            self._lose(f"operator {at} of forward is {func}; recorded was {recorded}")
+            if recorded is None:
+                self._lose(f"operator {at - 1} of forward has failed")
+            else:
+                self._lose(f"operator {at} of forward is {func}; recorded was {recorded}")
             return False
         self.at = at + 1
         if found is None:

@@ -8,8 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
 from torch.nn.modules.module import _global_forward_pre_hooks  # noqa: E402
 from torch.optim.optimizer import _global_optimizer_pre_hooks  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 from training import executor, undisturbed  # noqa: E402
 
 from superneurons.errors import Unsupported  # noqa: E402
@@ -86,6 +88,42 @@ def test_a_tensor_where_none_was_given_makes_another_step(policy):
 
     step = Alike(policy, deep, loss)
     assert all(step(more) for more in (False, False, False, False, True, False))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_last_operator_that_is_looked_at_may_fail(policy):
+    """As an allocation may; the program catches that, and goes on without it."""
+
+    def rows(weight, failing):
+        try:
+            return functional.embedding(torch.arange(3) + (9 if failing else 1), weight)
+        except IndexError:
+            return weight[:3] * 2.0
+
+    step = Alike(
+        policy, deep, lambda m, failing: (m(X * 1.0) * rows(m[0].weight, failing)).exp().sum()
+    )
+    assert all(step(failing) for failing in (False, False, False, False))
+    assert step.runs.report.mode == "executed"
+    assert step(True)
+    assert step.runs.report.mode == "kept"
+    assert "has failed" in step.runs.report.why
+    assert all(step(failing) for failing in (False, True, False))
+
+
+def test_what_comes_back_is_saved_again_by_a_graph_inside_backward():
+    """So it goes away and comes back once more, while the graph still has what came first."""
+
+    def loss(model, _):
+        found = (X * 1.0).requires_grad_()
+        for k in range(3):
+            found = checkpoint(model[3 * k : 3 * k + 3], found, use_reentrant=True) * 1.5
+        return (found * 0.1).exp().sum()
+
+    for _ in range(12):  # for it is chance which address is given again
+        step = Alike(POLICIES[0], deep, loss)
+        assert all(step(False) for _ in range(4))
+        assert step.runs.report.mode == "executed"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
