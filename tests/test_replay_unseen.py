@@ -267,3 +267,31 @@ def test_what_is_written_after_the_step_is_seen_while_a_graph_is_kept(policy, ho
     del kept
     gc.collect()
     assert (len(_global_optimizer_pre_hooks), len(_global_forward_pre_hooks)) == (0, 0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # of torch.func itself
+def test_zeros_of_forward_mode_have_no_bytes_to_look_at():
+    def make():
+        torch.manual_seed(0)
+        layer = nn.Linear(4, 4)
+
+        def step():
+            x = torch.randn(2, 4)
+            one = torch.ones_like(layer.weight)
+            _, slope = torch.func.jvp(
+                lambda w: torch.tanh(x @ w).sum(), (layer.weight.detach(),), (one,)
+            )
+            layer.zero_grad()
+            (torch.sigmoid(layer(x)).sum() * slope.detach()).backward()
+
+        return layer, step
+
+    expected, step = make()
+    for _ in range(4):
+        step()
+    found, step = make()
+    runs = executor("liveness+recompute:strategy=speed,kinds=matmul")
+    for _ in range(4):
+        with runs.step():
+            step()
+    assert torch.equal(found.weight.grad, expected.weight.grad)
