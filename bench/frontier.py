@@ -51,7 +51,7 @@ from superneurons.machines import Machine
 from superneurons.policies import Decision
 from superneurons.reports import explain
 from superneurons.reports.explanation import TIME_PERCENT
-from superneurons.sim import Passage, play
+from superneurons.sim import foresee, play
 from superneurons.traces import Trace, find_trace, shipped
 from superneurons.zoo.step import Step
 
@@ -378,10 +378,8 @@ def explained(executor: Executor, run: Callable[[], None], like: str) -> dict[st
         return {"why": "no step ran by its schedule to the end"}
     plan = clocked[-1].plan
     trace, machine, _ = simulated(executor, plan, like)
-    passage = Passage(trace, machine)
-    report = play(trace, Decision(plan.schedule, plan.ledger), machine, passage)
     steps = [each.stretches for each in clocked if each.plan is plan]
-    found = explain(trace, passage.foreseen(plan.schedule, report.step_time_ns), steps)
+    found = explain(trace, foresee(trace, plan.schedule, machine), steps)
     return {
         "simulated_ns": found.simulated_ns,
         "measured_ns": found.measured_ns,

@@ -52,6 +52,11 @@ class Site:
         self.times: Final = times
         self.say: Final = say
 
+    @property
+    def limit_nbytes(self) -> int:
+        """What a schedule may take of the device."""
+        return self.machine.device_nbytes if self.budget is None else self.budget
+
     def timed(self, trace: Trace) -> Trace:
         """Return a recorded step with the times of the recording, if it is of the same step."""
         if self.times is None:
@@ -122,7 +127,7 @@ class Course:
             return
         allocator = site.backend.allocator
         standing = site.backend.standing(recorded.addresses)
-        limit = site.machine.device_nbytes if site.budget is None else site.budget
+        limit = site.limit_nbytes
         budget = limit - self._spare_nbytes if self._spare_nbytes else site.budget
         decision = decide_reserved(
             site.policy, recorded.trace, site.machine, budget, allocator, standing
@@ -165,8 +170,7 @@ class Course:
     def ran_out(self) -> None:
         """A step by a schedule ran out of memory: whatever took it, the next schedule leaves more
         of it free."""
-        limit = self._site.machine.device_nbytes
-        limit = limit if self._site.budget is None else self._site.budget
+        limit = self._site.limit_nbytes
         self._spare_nbytes = min(limit // 2, self._spare_nbytes + limit * SPARE_PERCENT // 100)
         self._site.say(
             "a step ran out of memory by its schedule, for torch's allocator took more than its "

@@ -7,6 +7,7 @@ from random import Random
 
 import msgspec
 import pytest
+from byhand import by_hand
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from superneurons.allocators.pool import MemoryPool, Node
 from superneurons.errors import InvalidMachine
 from superneurons.machines import find_machine
 from superneurons.policies import decide, find_policy
-from superneurons.schedules import Copy, Discard, Fetch, Free, Rerun, Run, Schedule
+from superneurons.schedules import Copy, Discard, Fetch, Free, Rerun, Run
 from superneurons.sim import play, simulate, simulate_schedule
 from superneurons.traces import Algorithm, Operation, Storage, Trace, find_trace, random_trace
 
@@ -301,16 +302,7 @@ W, X, Y, NONE = range(4)
 def played(steps, allocator):
     """Play instructions written by hand for `TWO`."""
     machine = find_machine(HAND.format(allocator))
-    schedule = Schedule(
-        trace=TWO.name,
-        digest=TWO.facts.digest,
-        policy="by hand",
-        limit_nbytes=machine.device_nbytes,
-        budget_nbytes=None,
-        tiers=machine.capacities,
-        instructions=steps,
-    )
-    return simulate_schedule(TWO, schedule, machine)
+    return simulate_schedule(TWO, by_hand(TWO, steps, machine), machine)
 
 
 STEPS = [Run(0), Run(1), Run(2, 1), Free(X), Free(Y), Free(NONE)]
