@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
+from ..notation import NBytes
 from ..schedules import Free
 from .base import Component, Part, Wish
 from .kinds import CHECKPOINT_KINDS, checkpoints
@@ -30,7 +31,9 @@ class Recompute(Component):
     each forward operation of the segment reads and writes, and counts a gradient that is written
     in place twice in what a backward one needs. In the paper's networks both choose alike.
 
-    The outputs of operations of one of *kinds* are checkpoints and are never dropped here.
+    The outputs of operations of one of *kinds* are checkpoints and are never dropped here, nor is
+    what is smaller than *least*: each value that runs again costs the host a launch, so where that
+    is what a step waits for, a few large values are worth more than many small ones.
     """
 
     name: ClassVar[str] = "recompute"
@@ -38,6 +41,7 @@ class Recompute(Component):
     strategy: Literal["speed", "memory", "cost"] = "cost"
     rule: Literal["paper", "release"] = "paper"
     kinds: tuple[str, ...] = CHECKPOINT_KINDS
+    least: NBytes = 0
 
     @property
     def needs(self) -> frozenset[str]:
@@ -58,7 +62,11 @@ class _Recompute(Part):
         self._mine = [
             s
             for s, leave in enumerate(facts.leave)
-            if leave >= 0 and not marked[s] and facts.back[s] != leave + 1 and walk.claim(s, self)
+            if leave >= 0
+            and not marked[s]
+            and facts.nbytes[s] >= policy.least
+            and facts.back[s] != leave + 1
+            and walk.claim(s, self)
         ]
         for s in self._mine:
             walk.hold(s)

@@ -88,6 +88,7 @@ RECOMPUTE = [
 AGAIN = [  # no operation makes a checkpoint, so all is computed again that can be
     "liveness+recompute:strategy=speed,kinds=fork",
     "liveness+recompute:strategy=memory,kinds=fork",
+    "liveness+recompute:strategy=speed,kinds=fork,least=1KiB",
     "liveness+offload:kinds=norm/dropout+recompute:strategy=memory,kinds=fork",
 ]
 

@@ -16,6 +16,7 @@ STACKS = [
     "liveness+cache",
     "liveness+recompute:strategy=speed",
     "recompute:strategy=memory+liveness",
+    "liveness+recompute:least=8B",
     "liveness+offload+recompute",
     "recompute+offload:kinds=conv/norm+liveness",
     "liveness+cache+recompute:strategy=memory,kinds=conv",

@@ -86,3 +86,24 @@ def test_a_join_in_place_is_a_checkpoint_whatever_made_its_storage():
     }
     assert dropped
     assert not dropped.intersection(joins)
+
+
+def test_what_is_smaller_than_the_least_stays():
+    """Nothing runs again but for a value that is as large: smaller ones are there already.
+
+    With 100 MB that is a normalization and its ReLU eight times, the stem's two and its pooling.
+    """
+    facts = find_trace("resnet50-b128").facts
+    largest: dict[int, int] = {}
+    for s, writers in enumerate(facts.writers):
+        for op in writers:
+            largest[op] = max(largest.get(op, 0), facts.nbytes[s])
+    counts = []
+    for least in (0, 100_000_000):
+        policy = find_policy(f"liveness+recompute:least={least}B")
+        schedule = decide(policy, facts.trace, find_machine("h200")).schedule
+        again = {each.op for each in schedule.instructions if isinstance(each, Rerun)}
+        assert again
+        assert all(largest[op] >= least for op in again)
+        counts.append(len(again))
+    assert counts == [70, 8 * 2 + 3]
