@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
-from statistics import median
 from typing import Any
 
 import msgspec
 import torch
-from frontier import PEAKS, make, synchronize
+from frontier import make
+from timing import timed
 
 import superneurons.zoo as zoo
 from superneurons.executor import Executor
@@ -51,6 +51,7 @@ POLICIES = (
     "liveness+cache@0.5",  # of the plain peak
 )
 STEPS = 4
+SECONDS = 12.0  # of each method, at most, if its host is slow
 
 
 def main() -> None:
@@ -137,10 +138,10 @@ def told(executor: Executor) -> dict[str, Any]:
 def measure(name: str, batch: int, policies: Any) -> Iterator[dict[str, Any]]:
     """Yield a line for plain steps, and one for each policy."""
     step = make(name, batch=batch)
-    plain = timed(step, 3)
+    plain = timed(step, time.perf_counter() + SECONDS, 3)
     yield {"model": name, "batch": batch, "policy": "plain"} | plain
     with torch.autograd.set_multithreading_enabled(False):
-        one_thread = timed(step, 1)
+        one_thread = timed(step, time.perf_counter() + SECONDS, 1)
     slower = round(one_thread["step_ns"] / plain["step_ns"] - 1, 4)
     yield (
         {"model": name, "batch": batch, "policy": "plain, one thread"}
@@ -155,11 +156,8 @@ def measure(name: str, batch: int, policies: Any) -> Iterator[dict[str, Any]]:
         line: dict[str, Any] = {"model": name, "batch": batch, "policy": each, "budget": budget}
         try:
             executor = Executor(policy, budget=budget, device=DEVICE, times=times)
-            begin = time.perf_counter()
-            for _ in range(3):
-                run(step, executor)
-            line["first_steps_s"] = round(time.perf_counter() - begin, 2)
-            found = timed(partial(run, step, executor), 1)
+            # two are recorded, and two warm up
+            found = timed(partial(run, step, executor), time.perf_counter() + SECONDS, 4)
             line |= found | {"slower": round(found["step_ns"] / plain["step_ns"] - 1, 4)}
             line |= predicted(executor) | rates(executor, step)
             executor.audit = True
@@ -212,35 +210,6 @@ def run(step: Callable[[], object], executor: Executor | None) -> None:
         return
     with executor.step():
         step()
-
-
-def timed(step: Callable[[], object], warm: int) -> dict[str, Any]:
-    """Return the median time of a step from idle to idle, and the peaks of each."""
-    for _ in range(warm):
-        step()
-    times, peaks = [], []
-    began = time.perf_counter()
-    while len(times) < 7 or (time.perf_counter() - began < 1 and len(times) < 50):
-        synchronize()
-        if DEVICE == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        begin = time.perf_counter_ns()
-        step()
-        synchronize()
-        times.append(time.perf_counter_ns() - begin)
-        if DEVICE == "cuda":
-            stats = torch.cuda.memory_stats()
-            peaks.append([stats[f"{kind}_bytes.all.peak"] for kind in PEAKS])
-    found = {
-        "step_ns": round(median(times)),
-        "spread": [min(times), max(times)],
-        "steps": len(times),
-    }
-    columns = list(zip(*peaks, strict=True)) if peaks else [(0,)] * 3
-    for kind, column in zip(PEAKS, columns, strict=True):
-        found[f"{kind}_peak"] = max(column)
-        found[f"{kind}_peaks"] = sorted(set(column))[:5]
-    return found
 
 
 if __name__ == "__main__":

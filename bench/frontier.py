@@ -6,7 +6,7 @@
 
 MODEL is of the zoo, or `resnetN` with N layers: resnet(6, 32, n3, 6). A METHOD is one of:
 
-    plain           nothing at all; it is always measured, and first
+    plain           nothing at all; it is always measured, first and last
     checkpoint      torch.utils.checkpoint, non-reentrant, around each block
     sqrt            the same around each of about sqrt(N) runs of N blocks
     selective       torch's selective checkpointing of each block: outputs of convolutions,
@@ -34,13 +34,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import date
 from functools import partial
 from itertools import pairwise
-from statistics import median
 from typing import Any
 
 import msgspec
 import torch
 from carried import carried
 from overlapped import Overlapped
+from timing import CUDA, timed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -55,8 +55,8 @@ from superneurons.sim import foresee, play
 from superneurons.traces import Trace, find_trace, shipped
 from superneurons.zoo.step import Step
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CUDA = DEVICE.type == "cuda"
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+PLAIN = ("plain", "plain again")
 RIVALS = ("checkpoint", "sqrt", "selective", "save_on_cpu", "overlapped")
 # Everything that autograd keeps, not the paper's checkpoints alone.
 ALL = "conv/matmul/attention/norm/activation/dropout/add/elementwise/pool/embedding/concat/loss"
@@ -64,7 +64,8 @@ CHEAP = "recompute:kinds=conv/matmul/attention/embedding/add/fork/concat/loss"
 BLOCKS = "recompute:strategy=speed,kinds"
 OURS = ("liveness", "liveness+recompute:strategy=speed", "superneurons@0.6")
 # Found by simulating the recordings, for one kind of network, by the beginning of its name: cheap
-# operations computed again, the results of blocks alone kept, and as much sent away as is hidden.
+# operations computed again, the results of blocks alone kept, and as much sent away as is hidden;
+# where a step waits for its host, only what is large runs again.
 ALSO = {
     "resnet50": (
         "liveness+offload:kinds=norm,most=900MB,least=1MiB,lookahead=60+recompute:strategy=speed",
@@ -72,7 +73,13 @@ ALSO = {
         f"liveness+{BLOCKS}=pool/add/loss",
         f"liveness+offload:kinds=pool/add,most=900MB,least=1MiB,lookahead=60+{BLOCKS}=pool/add/loss",
     ),
-    "resnet": ("liveness+recompute:strategy=speed!", f"liveness+{BLOCKS}=pool/add/loss"),
+    "resnet": (
+        f"liveness+{BLOCKS}=norm/pool/matmul/elementwise/loss,least=5MB",
+        f"liveness+{BLOCKS}=norm/pool/matmul/elementwise/loss,least=5MB!",
+        "liveness+recompute:strategy=speed,least=5MB",
+        f"liveness+{BLOCKS}=norm/pool/matmul/elementwise/loss",
+        f"liveness+{BLOCKS}=pool/add/loss",
+    ),
     "gpt": (
         "liveness+offload:most=4GB,lookahead=200",
         f"liveness+{CHEAP}",
@@ -91,13 +98,8 @@ ALSO = {
         f"liveness+offload:kinds=pool/concat,most=2GB,lookahead=20+{BLOCKS}=pool/concat",
     ),
 }
-PEAKS = ("requested", "allocated", "reserved")
 WARM = 2
-TIMED = 5
-LEAST = 3  # however long they take
 CLOCKED = 3  # where the step time is another than predicted
-LONG_S = 1.5
-"""Steps are timed until there are so many and so long has passed."""
 PINNED_NBYTES = 32 << 30
 """More pinned memory is given back between methods; less is kept, for pinning takes long."""
 
@@ -183,7 +185,7 @@ def rival(name: str, step: Step) -> Callable[[], None]:
     elif name == "overlapped":
         offload = Overlapped(DEVICE, step.model.parameters())
         around = partial(_entered, offload)
-    elif name != "plain":
+    elif name not in PLAIN:
         raise ValueError(f"no method {name!r}")
 
     def run() -> None:
@@ -264,14 +266,14 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Yield a line for plain steps, and one for each other method."""
     plain: dict[str, Any] = {}
-    for method in ("plain", *(each for each in methods if each != "plain")):
+    for method in ("plain", *(each for each in methods if each not in PLAIN), "plain again"):
         name, _, share = method.partition("@")
         line: dict[str, Any] = {"method": method, "budget": None}
         deadline = time.perf_counter() + seconds
         try:
             if share:
                 line["budget"] = int(plain["requested_peak"] * float(share))
-            if name in (*RIVALS, "plain"):
+            if name in (*RIVALS, *PLAIN):
                 line |= timed(rival(name, build()), deadline, WARM)
                 line["pinned_nbytes"] = pinned_nbytes()
             else:
@@ -399,41 +401,6 @@ def explained(executor: Executor, run: Callable[[], None], like: str) -> dict[st
     }
 
 
-def timed(step: Callable[[], object], deadline: float, warm: int) -> dict[str, Any]:
-    """Return the median time of a step from idle to idle, and the peaks, as far as time allows."""
-    began = time.perf_counter()
-    for _ in range(warm):
-        step()
-    synchronize()
-    first_s = time.perf_counter() - began
-    times: list[int] = []
-    peaks = []
-    began = time.perf_counter()
-    while len(times) < TIMED or time.perf_counter() - began < LONG_S:
-        if len(times) == 50 or (len(times) >= LEAST and time.perf_counter() > deadline):
-            break
-        if CUDA:
-            torch.cuda.reset_peak_memory_stats()
-        begin = time.perf_counter_ns()
-        step()
-        synchronize()
-        times.append(time.perf_counter_ns() - begin)
-        if CUDA:
-            stats = torch.cuda.memory_stats()
-            peaks.append([stats[f"{kind}_bytes.all.peak"] for kind in PEAKS])
-    found: dict[str, Any] = {
-        "step_ns": round(median(times)),
-        "spread": [min(times), max(times)],
-        "steps": len(times),
-        "first_steps_s": round(first_s, 2),
-    }
-    columns = list(zip(*peaks, strict=True)) if peaks else [(0,)] * 3
-    for kind, column in zip(PEAKS, columns, strict=True):
-        found[f"{kind}_peak"] = max(column)
-        found[f"{kind}_peaks"] = sorted(set(column))[:3]
-    return found
-
-
 def pinned_nbytes() -> int:
     """Return what torch's own allocator of pinned memory has, as far as it tells."""
     stats: dict[str, int] = getattr(torch.cuda, "host_memory_stats", dict)() if CUDA else {}
@@ -447,11 +414,6 @@ def clear() -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
         if pinned_nbytes() > PINNED_NBYTES:
             torch._C._host_emptyCache()
-
-
-def synchronize() -> None:
-    if CUDA:
-        torch.cuda.synchronize()
 
 
 # -- the same training -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-RIVALS = ("plain", "checkpoint", "sqrt", "selective", "save_on_cpu", "overlapped")
+RIVALS = ("plain", "plain again", "checkpoint", "sqrt", "selective", "save_on_cpu", "overlapped")
 PEAK = "requested_peak"
 EVERYTHING = (
     "conv/matmul/attention/norm/activation/dropout/add/elementwise/pool/embedding/concat/loss"
@@ -67,7 +67,7 @@ def print_line(line: Line, plain: Line | None, done: list[Line]) -> None:
     cells = [
         label(line),
         ms(line["step_ns"]),
-        f"{ms(low)} to {ms(high)}, {line['steps']} steps",
+        f"{ms(low)} to {ms(high)}, {steps(line)}",
         share(line, plain, "step_ns"),
         mb(line[PEAK]),
         share(line, plain, PEAK),
@@ -136,6 +136,12 @@ def label(line: Line) -> str:
     policy, _, of_peak = str(line["method"]).partition("@")
     name = f"`{policy.replace(EVERYTHING, 'ALL')}`" if policy not in RIVALS else policy
     return f"{name} in {float(of_peak):.0%} of plain's peak" if of_peak else name
+
+
+def steps(line: Line) -> str:
+    """Return how many steps count, and of how many: not those beside which the host was slow."""
+    number = line.get("all", [line["steps"]])[0]
+    return f"{line['steps']} steps" + (f" of {number}" if number > line["steps"] else "")
 
 
 def ms(ns: float) -> str:

@@ -74,14 +74,7 @@ def test_training_is_that_of_plain_pytorch(name, policy):
     expected = control(name)
     if expected is None:
         pytest.skip("plain PyTorch does not repeat itself here")
-    budget = None
-    if policy in TIGHT:
-        runs = executor("liveness")
-        trained(BUILDS[name], runs, 3)
-        if not runs.plans:
-            pytest.skip(f"nothing to decide: {runs.notices}")
-        budget = least(runs.plans[0].trace, POLICIES[policy])
-    runs, found = fitting(BUILDS[name], POLICIES[policy], budget)
+    runs, found = fitting(BUILDS[name], POLICIES[policy], tight(name, policy))
     assert different(expected, found) == []
     assert [each for each in runs.notices if "takes more than is asked for" not in each] == []
     assert runs.report.mode == "executed"
@@ -105,6 +98,17 @@ def test_what_goes_to_a_peer_comes_back_as_it_was(name):
     assert runs.report.copied_in_nbytes > 0
     assert runs.slabs["peer"].peak_nbytes > 0
     assert runs.slabs["peer"].used_nbytes == 0
+
+
+def tight(name, policy):
+    """Return the least budget for a policy that does nothing without one."""
+    if policy not in TIGHT:
+        return None
+    runs = executor("liveness")
+    trained(BUILDS[name], runs, 3)
+    if not runs.plans:
+        pytest.skip(f"nothing to decide: {runs.notices}")
+    return least(runs.plans[0].trace, POLICIES[policy])
 
 
 def fitting(build, policy, budget):
@@ -169,11 +173,9 @@ def least(trace, policy):
     return None
 
 
-@pytest.mark.parametrize("policy", ["liveness", "everything", "recompute"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_thousand_steps_leave_nothing_behind(policy):
-    torch.manual_seed(0)
-    training = PROGRAMS["convolutions"]()
-    runs = executor(POLICIES[policy])
+    budget = tight("convolutions", policy)
 
     def steps(count):
         for _ in range(count):
@@ -185,7 +187,18 @@ def test_a_thousand_steps_leave_nothing_behind(policy):
         objects = sum("superneurons" in str(type(each).__module__) for each in gc.get_objects())
         return torch.cuda.memory_allocated(), host.used_nbytes, host.held_nbytes, objects
 
-    *before, objects = steps(100)
+    for _ in range(40):  # with more, where this process's segments leave too little
+        torch.manual_seed(0)
+        training, runs = PROGRAMS["convolutions"](), executor(POLICIES[policy], budget=budget)
+        try:
+            *before, objects = steps(100)
+        except DoesNotFit:
+            if budget is None:
+                raise
+            budget += 2 << 20
+        else:
+            break
+    assert runs.report.mode == "executed"
     assert before[1] == 0
     *after, objects_after = steps(1_000)
     assert after == before
