@@ -28,8 +28,7 @@ budgets() { python3 bench/budgets.py 6 > "$out/budgets.jsonl"; }
 execute() {
   run() { python3 bench/execute.py "$@" >> "$out/execute.jsonl"; }
   run small_cnn 4 liveness baseline "$now"
-  run resnet50 128 liveness baseline "$now" liveness+offload \
-    liveness+offload:release=pressure@0.7 liveness+cache@0.5 "$again"
+  run resnet50 128 liveness baseline "$now" liveness+offload liveness+cache@0.5 "$again"
   run gpt 8 liveness baseline "$now" liveness+offload liveness+offload:release=pressure@0.8 \
     liveness+cache@0.5 "$hidden" "liveness+recompute:kinds=$cheap" "$hidden+recompute:kinds=$cheap"
   run bert 32 liveness baseline "$now" liveness+offload "liveness+recompute:kinds=$cheap"
@@ -43,6 +42,7 @@ execute() {
 tight() {  # default segments would take much more than is asked for
   export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
   run() { python3 bench/execute.py "$@" >> "$out/execute.jsonl"; }
+  run resnet50 128 liveness+offload:release=pressure@0.7
   run unet 8 liveness+offload:release=pressure@0.8 liveness+cache@0.6
   run bert 32 liveness+offload:release=pressure@0.9 liveness+cache@0.7
   unset PYTORCH_CUDA_ALLOC_CONF
@@ -58,6 +58,7 @@ frontier() {
 }
 
 beyond() {
+  python3 bench/beyond.py run resnet50 512 >> "$out/beyond.jsonl"
   python3 bench/beyond.py run resnet50 680 >> "$out/beyond.jsonl"
   python3 bench/beyond.py run resnet 3902 >> "$out/beyond.jsonl"
 }

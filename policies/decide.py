@@ -16,7 +16,7 @@ from ..notation import format_bytes
 from ..schedules import Ledger, Schedule, check
 from ..traces import Trace, without_collector
 from .base import Policy
-from .registry import distribution_of
+from .registry import distribution_of, find_policy
 
 
 class Decision(NamedTuple):
@@ -26,14 +26,18 @@ class Decision(NamedTuple):
     ledger: Ledger
 
 
-def decide(policy: Policy, trace: Trace, machine: Machine, budget: int | None = None) -> Decision:
-    """Return *policy*'s schedule of *trace*, proved.
+def decide(
+    policy: Policy | str, trace: Trace, machine: Machine, budget: int | None = None
+) -> Decision:
+    """Return the schedule of *trace* that *policy*, or the one of that name, makes, proved.
 
-    Raises InvalidInput if the trace lacks what the policy needs or the budget is larger than the
-    device, DoesNotFit if *budget* is below
-    what a single operation needs, PolicyFailed if the policy raises, returns something that is no
-    schedule, or makes one that breaks a rule.
+    Raises UnknownName if there is none, InvalidInput if the trace lacks what the policy needs or
+    the budget is larger than the device, DoesNotFit if *budget* is below what a single operation
+    needs, PolicyFailed if the policy raises, returns something that is no schedule, or makes one
+    that breaks a rule.
     """
+    if isinstance(policy, str):
+        policy = find_policy(policy)
     _require_facts(policy, trace)
     _require_room(trace, machine, budget)
     with without_collector():

@@ -15,15 +15,16 @@ from .device import Device, Observer, Stall
 
 def simulate(
     trace: Trace,
-    policy: Policy,
+    policy: Policy | str,
     machine: Machine,
     budget: int | None = None,
     observer: Observer | None = None,
 ) -> Report:
     """Play one step of *trace* on *machine* as *policy* says, in *budget* bytes of device memory.
 
-    Without a budget the device's memory is the limit. A policy that does not fit is reported so.
-    Raises DoesNotFit if no policy could fit a given budget, PolicyFailed if this one breaks.
+    A policy may be given by its name, as on the command line. Without a budget the device's memory
+    is the limit. A policy that does not fit is reported so. Raises DoesNotFit if no policy could
+    fit a given budget, PolicyFailed if this one breaks.
     """
     return play(trace, decide(policy, trace, machine, budget), machine, observer)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from superneurons.errors import UnknownName
 from superneurons.machines import find_machine
 from superneurons.policies import Decision, decide, find_policy
 from superneurons.schedules import Copy, Discard, Fetch, Free, Run, check
@@ -31,6 +32,13 @@ def machine():
 
 def spelled(trace, decision):
     return [" ".join(map(str, spell(step, trace.facts))) for step in decision.schedule.instructions]
+
+
+def test_a_policy_may_be_given_by_its_name(tiny, machine):
+    for name in ("baseline", "liveness+recompute:kinds=conv"):
+        assert simulate(tiny, name, machine) == simulate(tiny, find_policy(name), machine)
+    with pytest.raises(UnknownName, match="basline"):
+        simulate(tiny, "basline", machine)
 
 
 def test_baseline_keeps_everything_to_the_end(tiny, machine):
