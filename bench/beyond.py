@@ -43,6 +43,7 @@ from frontier import (
     predicted,
     rival,
     timed,
+    without_states,
 )
 
 import superneurons.zoo as zoo
@@ -120,10 +121,8 @@ def build(model: str, size: int, **smaller: int) -> Step:
     """Build it on the default device."""
     if model == "resnet50":
         return zoo.resnet50(size, **smaller)
-    step = zoo.resnet(6, 32, blocks_of(size), 6, BATCH, **smaller)
-    # Without momentum: states as large as the parameters would halve the depth.
-    optimizer = torch.optim.SGD(step.model.parameters(), lr=0.1)
-    return Step(step.model, optimizer, step.inputs, step.targets, step.criterion)
+    # States as large as the parameters would halve the depth.
+    return without_states(zoo.resnet(6, 32, blocks_of(size), 6, BATCH, **smaller))
 
 
 # -- on a GPU --------------------------------------------------------------------------------------

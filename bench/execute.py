@@ -6,7 +6,7 @@
 `bitwise` trains small networks of the zoo by several policies with deterministic algorithms, and
 compares all that training changes with plain training, bit by bit. A model is timed plain and by
 each policy, in one process; bytes are those requested, at most and (in a watched step) before each
-operation.
+operation. A policy that sends to the peer has the next GPU for it.
 """
 
 import gc
@@ -29,6 +29,7 @@ from superneurons.sim import simulate_schedule
 from superneurons.traces import find_trace, shipped
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PEER = "cuda:1" if torch.cuda.device_count() > 1 else None
 SMALL: dict[str, dict[str, int]] = {
     "small_cnn": {"batch": 4},
     "resnet50": {"batch": 4, "image": 64},
@@ -155,7 +156,8 @@ def measure(name: str, batch: int, policies: Any) -> Iterator[dict[str, Any]]:
         budget = int(plain["requested_peak"] * float(share)) if share else None
         line: dict[str, Any] = {"model": name, "batch": batch, "policy": each, "budget": budget}
         try:
-            executor = Executor(policy, budget=budget, device=DEVICE, times=times)
+            peer = PEER if "tier=peer" in policy else None
+            executor = Executor(policy, budget=budget, device=DEVICE, peer=peer, times=times)
             # two are recorded, and two warm up
             found = timed(partial(run, step, executor), time.perf_counter() + SECONDS, 4)
             line |= found | {"slower": round(found["step_ns"] / plain["step_ns"] - 1, 4)}
@@ -194,12 +196,14 @@ def rates(executor: Executor, step: Callable[[], object]) -> dict[str, Any]:
     executor.backend.timing = False
     report = executor.report
     assert report is not None
-    tier = executor.machine.tiers[0].link
+    to = max(executor.slabs, key=lambda tier: executor.slabs[tier].peak_nbytes)
+    tier = next(each.link for each in executor.machine.tiers if each.name == to)
     return {
         "stall_ns": report.stall_ns,
         "out_ns": report.out_ns,
         "in_ns": report.in_ns,
         "copies": report.done.get("copy", 0),
+        "tier": to,
         "link": [tier.out_bytes_per_s, tier.in_bytes_per_s],
     }
 

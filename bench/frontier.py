@@ -61,6 +61,7 @@ RIVALS = ("checkpoint", "sqrt", "selective", "save_on_cpu", "overlapped")
 # Everything that autograd keeps, not the paper's checkpoints alone.
 ALL = "conv/matmul/attention/norm/activation/dropout/add/elementwise/pool/embedding/concat/loss"
 CHEAP = "recompute:kinds=conv/matmul/attention/embedding/add/fork/concat/loss"
+LARGE = "kinds=conv/matmul/attention/embedding/add/fork/concat/pool/loss"
 BLOCKS = "recompute:strategy=speed,kinds"
 OURS = ("liveness", "liveness+recompute:strategy=speed", "superneurons@0.6")
 # Found by simulating the recordings, for one kind of network, by the beginning of its name: cheap
@@ -68,6 +69,8 @@ OURS = ("liveness", "liveness+recompute:strategy=speed", "superneurons@0.6")
 # where a step waits for its host, only what is large runs again.
 ALSO = {
     "resnet50": (
+        f"liveness+recompute:strategy=speed,least=20MB,{LARGE}",
+        f"liveness+offload:kinds=norm,most=900MB,least=30MB,lookahead=60+recompute:strategy=speed,least=20MB,{LARGE}",
         "liveness+offload:kinds=norm,most=900MB,least=1MiB,lookahead=60+recompute:strategy=speed",
         f"liveness+{BLOCKS}=norm/pool/matmul/elementwise/loss",
         f"liveness+{BLOCKS}=pool/add/loss",
@@ -146,13 +149,20 @@ def main() -> None:
 
 
 def make(name: str, **sizes: int) -> Step:
-    """Build a model of the zoo on the device; `resnet314` is one of 314 layers."""
+    """Build a model of the zoo on the device; `resnet314` is one of 314 layers, and what ends with
+    `_sgd` is trained without states of an optimizer."""
     depth = name.removeprefix("resnet")
     with torch.device(DEVICE):
         if depth.isdecimal() and name != "resnet50":
             return zoo.resnet(6, 32, blocks_of(int(depth)), 6, **sizes)
-        step: Step = getattr(zoo, name)(**sizes)
-        return step
+        step: Step = getattr(zoo, name.removesuffix("_sgd"))(**sizes)
+    return without_states(step) if name.endswith("_sgd") else step
+
+
+def without_states(step: Step) -> Step:
+    """Return the same step, updated by plain SGD."""
+    optimizer = torch.optim.SGD(step.model.parameters(), lr=0.1)
+    return Step(step.model, optimizer, step.inputs, step.targets, step.criterion, step.clip)
 
 
 def recording_of(model: str, batch: int | str) -> str:

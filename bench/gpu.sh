@@ -2,8 +2,10 @@
 # All that is measured on a GPU, phase by phase, into a folder:
 #
 #     bash bench/gpu.sh OUT [tests] [budgets] [execute] [tight] [frontier] [beyond] [copies]
-#                           [plots] [explain] [truth]
+#                           [plots] [explain] [truth] [ddp] [peer]
 #
+# ddp and peer want two GPUs. Several phases can run at once, each on a GPU of its own, by
+# CUDA_VISIBLE_DEVICES; MODELS="resnet50:128" has the frontier of some models alone.
 # On an H200 with 16 cores: tests 2 minutes, budgets 2, execute 5, frontier 6, beyond 4, copies 1,
 # plots 1, truth 8; explain has not run yet. What is written is what bench/results/ holds, and what
 # the tables are made of.
@@ -15,6 +17,8 @@ cheap=conv/matmul/attention/embedding/add/fork/concat/loss  # what is kept; the 
 now="liveness+offload:release=immediate"
 again="liveness+recompute:strategy=speed"
 hidden="liveness+offload:most=4GB,lookahead=200"
+all=conv/matmul/attention/norm/activation/dropout/add/elementwise/pool/embedding/concat/loss
+peer="liveness+offload:tier=peer,kinds=$all"
 export PYTHONUNBUFFERED=1
 
 tests() {
@@ -50,9 +54,8 @@ tight() {  # default segments would take much more than is asked for
 
 frontier() {
   export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
-  for each in "resnet50 128" "resnet314 16" "bert 32" "unet 8" "gpt 8"; do
-    # shellcheck disable=SC2086  # two words
-    python3 bench/frontier.py --seconds 6 $each >> "$out/frontier.jsonl"
+  for each in ${MODELS:-resnet50:128 resnet314:16 bert:32 unet:8 gpt:8}; do
+    python3 bench/frontier.py --seconds 6 "${each%:*}" "${each#*:}" >> "$out/frontier.jsonl"
   done
   unset PYTORCH_CUDA_ALLOC_CONF
 }
@@ -61,6 +64,18 @@ beyond() {
   python3 bench/beyond.py run resnet50 512 >> "$out/beyond.jsonl"
   python3 bench/beyond.py run resnet50 680 >> "$out/beyond.jsonl"
   python3 bench/beyond.py run resnet 3902 >> "$out/beyond.jsonl"
+}
+
+ddp() {
+  python3 -m pytest -q -m gpu tests/test_executor_ddp.py > "$out/ddp.txt" 2>&1
+  tail -n 1 "$out/ddp.txt"
+}
+
+peer() {  # with AdamW, as everywhere, and without the states, which no schedule can send away
+  for each in gpt gpt_sgd; do
+    python3 bench/execute.py "$each" 8 liveness "$peer,release=immediate" \
+      "$peer,release=4,lookahead=3" "$peer,release=6,lookahead=8" >> "$out/peer.jsonl"
+  done
 }
 
 copies() { python3 bench/copies.py > "$out/copies.jsonl"; }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.option("--budget", help="Bound the device memory: 12GiB")
 @click.option("--machine", help="A name or file; without one the links are measured.")
 @click.option("--host-memory", help="Bound the host memory that is taken: 64GiB")
+@click.option("--peer", help="Another GPU, for policies that send there: cuda:1")
 @click.option("--times", metavar="TRACE", help="A recording of this step, for its times.")
 @click.option("--steps", default=5, show_default=True, help="Two are recorded, the rest executed.")
 @click.option(
@@ -42,6 +43,7 @@ def run(
     budget: str | None,
     machine: str | None,
     host_memory: str | None,
+    peer: str | None,
     times: str | None,
     steps: int,
     assume_constant: bool,
@@ -65,6 +67,7 @@ def run(
         steps,
         host_memory,
         times,
+        peer=peer,
         predict=simulate_schedule,
         audit=plot is not None,
         foresee=foresee if explain else None,
@@ -114,6 +117,11 @@ def _conclude(report: "RunReport") -> None:
         f"{report.model} under {report.policy}: peak {format_bytes(predicted)} predicted, "
         f"{measured}"
     )
+    if report.predicted_reserved_bytes is not None and report.reserved_peak_bytes is not None:
+        click.echo(
+            f"torch's allocator: {format_bytes(report.predicted_reserved_bytes)} reserved by its "
+            f"model, {format_bytes(report.reserved_peak_bytes)} measured"
+        )
     if report.predicted_step_time_ns is not None and report.step_time_ns is not None:
         by = "a recording's times" if report.times == "measured" else "the machine's roofline"
         click.echo(

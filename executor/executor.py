@@ -264,10 +264,21 @@ def _backend(device: torch.device | str | None, peer: torch.device | str | None)
         return EmulatedBackend()
     if str(found) == "cuda":
         found = torch.device("cuda", torch.cuda.current_device())
-    near = None if peer is None else torch.device(peer)
-    if near is not None and not torch.cuda.can_device_access_peer(found, near):
-        raise InvalidInput(f"peer {near} cannot be reached from {found}; take another, or none")
-    return CudaBackend(found, near)
+    return CudaBackend(found, None if peer is None else _near(found, peer))
+
+
+def _near(device: torch.device, peer: torch.device | str) -> torch.device:
+    """Return the other GPU that *peer* names, if it can be reached."""
+    there = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    near = next((each for each in there if str(each) == str(peer)), None)
+    if near is None or near == device:
+        others = ", ".join(str(each) for each in there if each != device)
+        raise InvalidInput(
+            f"peer {peer} is no other GPU than {device}; there are: {others or 'no others'}"
+        )
+    if not torch.cuda.can_device_access_peer(device, near):
+        raise InvalidInput(f"peer {near} cannot be reached from {device}; take another, or none")
+    return near
 
 
 def _nbytes(quantity: str | int | None) -> int | None:

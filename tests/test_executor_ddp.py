@@ -9,26 +9,28 @@ import torch.multiprocessing as mp  # noqa: E402
 from torch import nn  # noqa: E402
 
 STEPS = 6
+AGAIN = "liveness+recompute:strategy=memory,kinds=fork"
 
 
-def train(rank, runs, **options):
+def train(rank, device, runs, **options):
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(6, 32), nn.BatchNorm1d(32), nn.Sigmoid(), nn.Dropout(0.2), nn.Linear(32, 3)
-    )
+    ).to(device)
     replica = nn.parallel.DistributedDataParallel(model, **options)
     optimizer = torch.optim.Adam(replica.parameters(), lr=0.01)
     batches = torch.randn(STEPS, 2, 8, 6, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(2 + rank)
     for batch in batches:
-        x = batch[rank]
+        x = batch[rank].to(device)
         if runs is None:
             step(replica, optimizer, x)
         else:
             with runs.step(x):
                 step(replica, optimizer, x)
     grads = [(name, p.grad) for name, p in model.named_parameters()]
-    return [*model.state_dict().items(), *grads, ("random", torch.get_rng_state())]
+    random = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
+    return [*model.state_dict().items(), *grads, ("random", random)]
 
 
 def step(replica, optimizer, x):
@@ -37,28 +39,47 @@ def step(replica, optimizer, x):
     optimizer.step()
 
 
-def work(rank, port, results):
-    from training import Everything, different, executor
+def work(rank, port, collectives, results):
+    from training import MACHINE, SLAB_NBYTES, Everything, different
 
+    from superneurons.executor import Executor
+
+    device = torch.device("cpu" if collectives == "gloo" else f"cuda:{rank}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.use_deterministic_algorithms(True)
+    dist.init_process_group(collectives, f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         for options in ({}, {"gradient_as_bucket_view": True}):
-            again = "liveness+recompute:strategy=memory,kinds=fork"
-            runs = executor(again)
-            found = different(train(rank, runs, **options), train(rank, None, **options))
-            results.put((rank, found, runs.report.mode, runs.report.replays, runs.notices))
-            runs = executor(Everything())
-            found = different(train(rank, runs, **options), train(rank, None, **options))
-            results.put((rank, found, runs.report.mode, runs.report.done, runs.notices))
+            plain = train(rank, device, None, **options)
+            for policy in (AGAIN, Everything()):
+                runs = Executor(policy, machine=MACHINE, device=device, slab_nbytes=SLAB_NBYTES)
+                found = different(train(rank, device, runs, **options), plain)
+                done = runs.report.replays if policy is AGAIN else runs.report.done
+                results.put((rank, found, runs.report.mode, done, runs.notices))
     finally:
         dist.destroy_process_group()
 
 
-def test_two_processes_train_as_without_an_executor(unused_port):
+@pytest.mark.parametrize(
+    "collectives",
+    [
+        "gloo",
+        pytest.param(
+            "nccl",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+            ],
+        ),
+    ],
+)
+def test_two_processes_train_as_without_an_executor(collectives, unused_port, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as deterministic algorithms want it
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
-    mp.spawn(work, (unused_port, results), nprocs=2)
+    mp.spawn(work, (unused_port, collectives, results), nprocs=2)
     for _ in range(8):
         _, different, mode, done, notices = results.get()
         assert (different, mode) == ([], "executed")
