@@ -37,8 +37,8 @@ class Emulated:
 
     @property
     def lost(self) -> int:
-        """How many copies back would end in bytes that were given up."""
-        return sum(not self._out and storage() is None for storage, _ in self._moves)
+        """How many copies would begin or end in bytes that were given up."""
+        return sum(storage() is None for storage, _ in self._moves)
 
     def end(self) -> None:
         """Let the copies end: what comes before them on their way ends first."""
@@ -61,8 +61,9 @@ class Emulated:
 
 
 class EmulatedBackend(Backend):
-    """The CPU as a device, its tiers in the same memory. *lost* counts the fetches into bytes that
-    were given up without a fence: on a GPU each overwrites what somebody else has there."""
+    """The CPU as a device, its tiers in the same memory. *lost* counts the copies of bytes that
+    were given up without a fence: on a GPU a fetch overwrites what somebody else has there, and a
+    copy out reads what may be unmapped by then, which ends the process."""
 
     def __init__(self, tiers: Sequence[str] = ("host", "peer")) -> None:
         super().__init__(torch.device("cpu"), tiers)

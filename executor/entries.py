@@ -216,6 +216,10 @@ class Entry:
         self._arrive()
 
     def __del__(self) -> None:
-        # A copy back that is under way must not end in bytes that are somebody else's by then.
+        # A copy back that is under way must not end in bytes that are somebody else's by then. One
+        # out would do no harm, but for an allocator that unmaps the bytes while they are read.
+        for ticket in self._copying:
+            if not self._backend.ended(ticket):
+                self._backend.wait(ticket)
         if self._fetching is not None:
             self._backend.wait(self._fetching)

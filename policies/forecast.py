@@ -78,7 +78,7 @@ class Forecast:
 
     def free(self, s: int) -> None:
         """A device copy is given up: the compute lane waits for what is in flight, but not for the
-        copy out of what has died."""
+        copy out of what has died, which is an idle one and will not be made."""
         alive = self._place < self._facts.death[s]
         if alive and s in self.copied_ns and self.copied_ns[s] > self.now_ns:
             self.now_ns = self.copied_ns[s]

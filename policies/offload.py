@@ -137,8 +137,8 @@ class _Offload(Part):
             return self._delay is not None and self._walk.done >= left + self._delay
         if s in self._forecast.copied_ns:
             return self._forecast.copied_ns[s] <= self._forecast.now_ns
-        # Its copy waits for the next place, or has been refused there.
-        return self._walk.facts.is_place[self._walk.done + 1]
+        # Its copy waits for the next place, or was refused at one: it shall not hold up others.
+        return any(self._walk.facts.is_place[left + 1 : self._walk.done + 1])
 
     def _let_go(self) -> Iterable[Wish]:
         """Free the oldest on its way out, unless it is needed again so soon that it may stay."""

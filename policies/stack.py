@@ -6,6 +6,7 @@ from ..machines import Machine
 from ..schedules import Schedule
 from ..traces import Trace
 from .base import Component
+from .idle import without_idle_copies
 from .weaver import Weaver
 
 
@@ -24,7 +25,7 @@ class Stack:
         """Walk once over the trace with all components: see `Policy.schedule`."""
         limit = machine.device_nbytes if budget is None else budget
         weaver = Weaver(trace, machine, limit)
-        instructions = weaver.run(self.components)
+        instructions = without_idle_copies(trace.facts, weaver.run(self.components))
         return Schedule.of(trace, machine, budget, repr(self), instructions, weaver.ledger)
 
     def __repr__(self) -> str:

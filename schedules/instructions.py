@@ -37,8 +37,7 @@ class Copy(Struct, frozen=True, gc=False):
 
 @final
 class Free(Struct, frozen=True, gc=False):
-    """Give up the device copy; the compute lane waits for a copy or fetch in flight, but not for
-    the copy out of what has died."""
+    """Give up the device copy; the compute lane waits for a copy or fetch in flight."""
 
     storage: int
 

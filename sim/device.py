@@ -13,9 +13,6 @@ that has run; all its kernels are taken as alike.
 Each copy out and each fetch takes the host the machine's issue time, among the launches: it starts
 no sooner than when it has been issued, and what comes after it is launched or issued later. Frees
 and discards take none.
-
-A free waits for transfers in flight, but not for the copy out of what has died: nobody will fetch
-it, so it may send whatever is there by then.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -113,8 +110,7 @@ class Device:
         several = timing.launches
         malloc_ns, free_ns = timing.machine.malloc_ns, timing.machine.free_ns
         issue_ns = timing.machine.copy_issue_ns
-        death = facts.death
-        now = launched = busy = again = asking = place = 0
+        now = launched = busy = again = asking = 0
         for position, step in enumerate(instructions):
             before = now
             call = calls.get(position) if calls else None
@@ -144,10 +140,8 @@ class Device:
                     now = launched + ns // count
                 if observer is not None:
                     observer.launched(op, launched - host_ns[op], launched)
-                if type(step) is Run:
-                    place = op + 1
-                    if op in waits:
-                        launched = now
+                if op in waits and type(step) is Run:
+                    launched = now
             elif type(step) is Copy or type(step) is Fetch:
                 launched += issue_ns
                 if issue_ns and observer is not None:
@@ -158,8 +152,6 @@ class Device:
             elif step.storage in flights:  # Free and Discard are fences
                 tier = step.tier if type(step) is Discard else None
                 late = self._landing(step.storage, copies=True, tier=tier)
-                if place >= death[step.storage]:
-                    late = [each for each in late if each.inward]
                 now = yield from self._meet(position, late, now)
             if observer is not None:
                 observer.passed(position, before, now)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from superneurons.machines import Machine
-from superneurons.schedules import Copy, Discard, Fetch, Rerun, Run, Schedule
+from superneurons.schedules import Copy, Discard, Fetch, Free, Rerun, Run, Schedule
 from superneurons.traces import Trace
 
 
@@ -39,7 +39,6 @@ def clock(trace: Trace, schedule: Schedule, machine: Machine) -> Times:
         return max(0, ready - now)
 
     everywhere = list(machine.capacities)
-    place = 0
     for step in schedule.instructions:
         wait = 0
         if isinstance(step, Run | Rerun):
@@ -48,7 +47,6 @@ def clock(trace: Trace, schedule: Schedule, machine: Machine) -> Times:
             launched += machine.launch_ns if op.host_ns is None else op.host_ns
             now = max(now, begun + (launched - begun) // pieces)
             original = isinstance(step, Run)
-            place = step.op + 1 if original else place
             needs = facts.needs[step.op] if original else facts.reads[step.op]
             written = facts.overwrites[step.op] + (facts.updates[step.op] if original else ())
             wait = max(meet([Fetch], needs, everywhere), meet([Copy], written, everywhere))
@@ -72,11 +70,10 @@ def clock(trace: Trace, schedule: Schedule, machine: Machine) -> Times:
             start = max(lanes.get((way, step.tier), 0), now, launched, *whole)
             lanes[way, step.tier] = flying[way, step.storage, step.tier] = start + ns
             busy[way, step.tier] = busy.get((way, step.tier), 0) + ns
-        else:
-            # Of what has died nobody needs the copy, however it turns out.
-            ways = [Fetch] if place >= facts.death[step.storage] else [Copy, Fetch]
-            tiers = [step.tier] if isinstance(step, Discard) else everywhere
-            now += (wait := meet(ways, [step.storage], tiers))
+        elif isinstance(step, Free):
+            now += (wait := meet([Copy, Fetch], [step.storage], everywhere))
+        elif isinstance(step, Discard):
+            now += (wait := meet([Copy, Fetch], [step.storage], [step.tier]))
         stalled += wait
     out, back = (
         max((ns for (way, _), ns in busy.items() if way is kind), default=0)

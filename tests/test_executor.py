@@ -572,6 +572,21 @@ def test_an_entry_that_goes_waits_for_its_fetch(guarded, monkeypatch):
 
 
 @pytest.mark.parametrize("guarded", [True, False])
+def test_an_entry_that_goes_waits_for_its_copy_out(guarded, monkeypatch):
+    """An allocator may unmap the bytes next: what reads them then ends the process on a GPU."""
+    if not guarded:
+        monkeypatch.setattr(Entry, "__del__", lambda self: None)
+    backend = EmulatedBackend()
+    slabs = Slabs(backend, "host", 1 << 12, 1 << 12)
+    storage = torch.ones(64).untyped_storage()
+    entry = Entry(backend, 0, storage, 0, 0)
+    entry.copy(slabs.take(256), "host")
+    del entry, storage
+    backend.drain()
+    assert backend.lost == (0 if guarded else 1)
+
+
+@pytest.mark.parametrize("guarded", [True, False])
 def test_bytes_that_are_taken_before_their_copies_have_ended(guarded, monkeypatch):
     if not guarded:
         monkeypatch.setattr(Slabs, "_busy", lambda self, tickets: ())

@@ -86,6 +86,25 @@ def test_a_policy_passes_the_checker_and_fits_or_says_by_how_much_not(
     assert max(ledger.step_nbytes) <= ledger.strict_peak_nbytes <= ledger.device_peak_nbytes
 
 
+@settings(deadline=None, max_examples=300)
+@given(randomness, sizes, places, st.sampled_from(POLICIES), fractions)
+def test_something_comes_back_from_every_copy(rng, ops, where, policy, fraction):
+    trace = random_trace(rng, ops, where)
+    schedule = decide(find_policy(policy), trace, MACHINE, budget_between(trace, fraction)).schedule
+    used = {}
+    for step in schedule.instructions:
+        if isinstance(step, Copy):
+            used[step.storage, step.tier] = False
+        elif isinstance(step, Fetch):
+            used[step.storage, step.tier] = True
+        elif isinstance(step, Rerun):  # it may have been dropped, trusting in its copy
+            again = set(trace.facts.fresh[step.op])
+            used |= {key: True for key in used if key[0] in again}
+        elif isinstance(step, Discard):
+            assert used.pop((step.storage, step.tier))
+    assert used == {}
+
+
 @settings(deadline=None, max_examples=150)
 @given(randomness, sizes, places, st.sampled_from(POLICIES), fractions)
 def test_the_ledger_is_never_negative_and_ends_as_it_began(rng, ops, where, policy, fraction):

@@ -222,12 +222,12 @@ CROSSING = [
 def test_each_way_of_a_full_duplex_link_has_its_own_rate():
     # y leaves from 1000 to 5500: 500 of latency, then 40 bytes in 4000; Free(y) waits 4500 for it.
     # g ends at 6500 and x leaves until 17,000; h ends at 7500 and y is fetched until 12,000.
-    # So b waits 4500 and ends at 13,000; x has died by then, and its free does not wait.
+    # So b waits 4500, ends at 13,000, and Free(x) waits another 4000.
     machine = find_machine(SLOW)
     tiers = tuple(
         msgspec.structs.replace(tier, link=msgspec.structs.replace(tier.link, latency_ns=500))
         for tier in machine.tiers
     )
     report = report_of(ROUND_TRIP, CROSSING, msgspec.structs.replace(machine, tiers=tiers))
-    assert stalls(report) == [("copy", "y", 4_500), ("fetch", "y", 4_500)]
+    assert stalls(report) == [("copy", "y", 4_500), ("fetch", "y", 4_500), ("copy", "x", 4_000)]
     assert (report.step_time_ns, report.copy_out_ns, report.copy_in_ns) == (17_000, 15_000, 4_500)
