@@ -42,6 +42,9 @@ class CudaBackend(Backend):
             self._compute = torch.cuda.current_stream()
             self._out = {tier: torch.cuda.Stream() for tier in self.tiers}
             self._in = {tier: torch.cuda.Stream() for tier in self.tiers}
+        # torch copies on the stream that is current where the bytes are. On the peer's default one
+        # a copy would have all that computes here wait for it.
+        self._far = None if peer is None else torch.cuda.Stream(peer)
 
     def begin(self) -> None:
         """Take the stream that is current now for the one that computes."""
@@ -121,7 +124,11 @@ class CudaBackend(Backend):
         stream = self._in[tier]
         # Whoever had these bytes before may still be computing with them: not before that is over.
         stream.wait_event(self._compute.record_event())
-        return back, self._copy(list(zip(back, blocks, strict=True)), stream, after, "in")
+        pairs = list(zip(back, blocks, strict=True))
+        if tier != "peer":
+            return back, self._copy(pairs, stream, after, "in")
+        with torch.cuda.stream(self._far):
+            return back, self._copy(pairs, stream, after, "in")
 
     def wait(self, ticket: torch.cuda.Event) -> None:
         """Let the compute stream wait for a copy's event."""
