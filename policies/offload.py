@@ -10,6 +10,7 @@ from ..notation import NBytes
 from ..schedules import Copy, Fetch, Free
 from ..traces import Facts
 from .base import Component, Part, Wish
+from .bound import longest_idle
 from .kinds import CHECKPOINT_KINDS, checkpoints
 from .turns import Turns
 
@@ -158,15 +159,7 @@ def _wanted(policy: Offload, facts: Facts) -> list[int]:
         for s, leave in enumerate(facts.leave)
         if leave >= 0 and marked[s] and facts.nbytes[s] >= policy.least
     ]
-    left = policy.most
-    if left is None:
-        return wanted
-    chosen = set()
-    for s in sorted(wanted, key=lambda s: facts.leave[s] - facts.back[s]):
-        if facts.nbytes[s] <= left:
-            left -= facts.nbytes[s]
-            chosen.add(s)
-    return [s for s in wanted if s in chosen]
+    return longest_idle(facts, wanted, policy.most)
 
 
 def _delay(release: str) -> int | None:

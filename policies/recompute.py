@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 from ..notation import NBytes
 from ..schedules import Free
 from .base import Component, Part, Wish
+from .bound import longest_idle
 from .kinds import CHECKPOINT_KINDS, checkpoints
 from .turns import Turns
 
@@ -33,7 +34,9 @@ class Recompute(Component):
 
     The outputs of operations of one of *kinds* are checkpoints and are never dropped here, nor is
     what is smaller than *least*: each value that runs again costs the host a launch, so where that
-    is what a step waits for, a few large values are worth more than many small ones.
+    is what a step waits for, a few large values are worth more than many small ones. *most* bounds
+    the bytes that are dropped: those that idle for the most operations go, which forward makes
+    first, so that an executor need not look on at the rest of it.
     """
 
     name: ClassVar[str] = "recompute"
@@ -42,6 +45,7 @@ class Recompute(Component):
     rule: Literal["paper", "release"] = "paper"
     kinds: tuple[str, ...] = CHECKPOINT_KINDS
     least: NBytes = 0
+    most: NBytes | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -59,15 +63,15 @@ class _Recompute(Part):
         self._walk = walk
         facts = walk.facts
         marked = checkpoints(facts, policy.kinds)
-        self._mine = [
+        cheap = [
             s
             for s, leave in enumerate(facts.leave)
             if leave >= 0
             and not marked[s]
             and facts.nbytes[s] >= policy.least
             and facts.back[s] != leave + 1
-            and walk.claim(s, self)
         ]
+        self._mine = [s for s in longest_idle(facts, cheap, policy.most) if walk.claim(s, self)]
         for s in self._mine:
             walk.hold(s)
         self._drops: dict[int, list[int]] = {}

@@ -17,6 +17,7 @@ STACKS = [
     "liveness+recompute:strategy=speed",
     "recompute:strategy=memory+liveness",
     "liveness+recompute:least=8B",
+    "liveness+recompute:most=40B",
     "liveness+offload+recompute",
     "recompute+offload:kinds=conv/norm+liveness",
     "liveness+cache+recompute:strategy=memory,kinds=conv",

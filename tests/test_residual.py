@@ -107,3 +107,25 @@ def test_what_is_smaller_than_the_least_stays():
         assert all(largest[op] >= least for op in again)
         counts.append(len(again))
     assert counts == [70, 8 * 2 + 3]
+
+
+@pytest.mark.parametrize("most", [0, 500_000_000, 2_000_000_000])
+def test_no_more_is_dropped_than_asked_for_and_what_forward_makes_first(most):
+    facts = find_trace("resnet50-b128").facts
+    policy = find_policy(f"liveness+recompute:kinds=norm/pool/matmul/elementwise/loss,most={most}B")
+    schedule = decide(policy, facts.trace, find_machine("h200")).schedule
+    again = {each.op for each in schedule.instructions if isinstance(each, Rerun)}
+    dropped = {s for op in again for s in facts.fresh[op]}
+    largest = 411_041_792  # what did not fit into the bound was no larger
+    assert max(0, most - largest) <= sum(facts.nbytes[s] for s in dropped) <= most
+    whole = find_policy("liveness+recompute:kinds=norm/pool/matmul/elementwise/loss")
+    everything = decide(whole, facts.trace, find_machine("h200")).schedule
+    other = {
+        s
+        for each in everything.instructions
+        if isinstance(each, Rerun)
+        for s in facts.fresh[each.op]
+    } - dropped
+    idle = [back - leave for back, leave in zip(facts.back, facts.leave, strict=True)]
+    for s in dropped:
+        assert all(idle[s] > idle[t] for t in other if facts.nbytes[t] == facts.nbytes[s])
