@@ -30,6 +30,10 @@ SURPRISES: Final = 8
 """After how many surprises in steps of one signature nothing is recorded again."""
 
 
+WATCHED: Final = 16
+"""One of so many steps is watched to its end, though the schedule may have nothing to do there."""
+
+
 class Site:
     """Where steps run: *backend* and *slabs*, by what *policy*, on which *machine*, in how many
     bytes; *times* are a recording's; *say* tells the user something, once."""
@@ -88,6 +92,18 @@ class Course:
         self._growths = 0
         self._start_nbytes: int | None = None
         self._spare_nbytes = 0
+        self._steady = 0  # steps in a row that were as recorded
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the next step is to be watched to its end: it may not be the one that is known.
+        What differs in a step that is not is right all the same, but plain PyTorch's, unplanned."""
+        return self._steady % WATCHED == 0
+
+    def as_recorded(self, plan: Plan) -> None:
+        """A step was the one of *plan*."""
+        self._steady = self._steady + 1 if plan is self.usual else 0
+        self.usual = plan
 
     def record(self, *, first: bool) -> Recording:
         """Return the recording under way, a new one if there is none."""
@@ -151,6 +167,7 @@ class Course:
                 self._slabs(tier, plan).reserve(nbytes)
         self.plans[plan.look] = self.usual = plan
         self.recording = None
+        self._steady = 0
 
     def begin(self, nbytes: int | None) -> None:
         """A step is about to begin with so many bytes on the device: if they have grown, a schedule
@@ -184,6 +201,7 @@ class Course:
     def surprised(self, why: str) -> None:
         """A step was none that is known: record the next one, unless that has been in vain."""
         say = self._site.say
+        self._steady = 0
         self._surprises += 1
         if self._surprises == 1:
             say(f"the step was not the one that was recorded ({why}): everything was kept")

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Final
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import InvalidInput
 from ..machines import Machine, Tier, find_machine
@@ -192,7 +191,7 @@ class Executor:
             with (
                 _no_collection(),
                 torch.autograd.set_multithreading_enabled(False),
-                saved_tensors_hooks(step.pack, step.unpack),
+                step.hooked(whole=course.doubtful or kind is not ExecutedStep),
                 step.watched(),
             ):
                 yield
@@ -214,7 +213,7 @@ class Executor:
         if step.why:
             course.surprised(step.why)
         else:
-            course.usual = step.plan
+            course.as_recorded(step.plan)
         if step.journal.kept:
             self.notices.say(
                 f"a tier had no room for {step.journal.kept} storages, which stay on the device: "

@@ -6,6 +6,7 @@ away comes back when it is asked for, and *why* says what was different. What wa
 operation and is asked for by another is refused: that one may have filled it after it was sent.
 """
 
+import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,11 +21,13 @@ from .backend import STREAMS, Backend
 from .duties import Duties
 from .entries import Entry, Where
 from .journal import Journal
-from .plan import Look, Plan
+from .plan import Hook, Look, Plan
 from .private import (
     address,
     backward_pass,
     observed,
+    pop_hooks,
+    push_hooks,
     running_node,
     sequence_number,
     version_of,
@@ -61,6 +64,9 @@ class ExecutedStep(Duties):
         self._watching = ExitStack()
         self._others = others or {}
         self._lost = False
+        self._hooked = False
+        self._odd = ""  # why it is another step, as is known before the first hook
+        self._hooks: Sequence[Hook] = ()
         self._follow(plan)
 
     @contextmanager
@@ -74,6 +80,23 @@ class ExecutedStep(Duties):
             for each in seen:
                 each.remove()
             self._replay.lasting.see_update(None)
+
+    @contextmanager
+    def hooked(self, *, whole: bool) -> Iterator[None]:
+        """Have autograd call the hooks inside the block: for all that it saves, or as long as the
+        schedule has anything to do with what is saved."""
+        self._last = sys.maxsize if whole else self.plan.reach.last
+        self._hooked = True
+        push_hooks(self.pack, self.unpack)
+        try:
+            yield
+        finally:
+            self._unhook()
+
+    def _unhook(self) -> None:
+        if self._hooked:
+            self._hooked = False
+            pop_hooks()
 
     def _told_of_writes(self, watch: "weakref.ref[ExecutedStep]") -> list[Any]:
         """Have the step told of optimizers and modules that may write without a count; return what
@@ -106,20 +129,24 @@ class ExecutedStep(Duties):
         if self._lost:
             return alias, version, -1, None
         at = self._at
-        number, dtype, shape, storage, due = self._hooks[at]
+        number, dtype, shape, storage, due, following = self._hooks[at]
         if number < 0 or shape != tensor.shape or dtype is not tensor.dtype or self._odd:
             if not self._follow_another(tensor):
                 return alias, version, -1, None
-            number, dtype, shape, storage, due = self._hooks[at]
+            number, dtype, shape, storage, due, following = self._hooks[at]
         entry = None if storage < 0 else self._entry(alias, version, number)
         if due and not self._lost:
             self._do_all(due)
-        self._at = at + 1
+        self._at = following
         looking = self._looking
         # In backward autograd would bring back what looks on as it ends.
         if looking is not None and looking.done and backward_pass() < 0:
             self._watching.close()
-            self._looking = None
+            self._looking = looking = None
+        if at >= self._last and looking is None and not self._lost and backward_pass() < 0:
+            self._hooks = self.plan.hooks_in_reach
+            self._at = self._hooks[at][5]
+            self._unhook()
         return alias, version, number, entry
 
     def unpack(self, handle: Handle) -> torch.Tensor:
@@ -135,7 +162,7 @@ class ExecutedStep(Duties):
             else:
                 if hook[4]:
                     self._do_all(hook[4])
-                self._at += 1
+                self._at = hook[5]
         if version_of(alias) != version:
             # What is away has no shape of its own.
             shape = alias.shape if number < 0 else self._saved[number].shape
@@ -175,6 +202,7 @@ class ExecutedStep(Duties):
     def _follow(self, plan: Plan) -> None:
         """Follow a plan, from before its first hook."""
         self.plan = plan
+        self._last = sys.maxsize  # the pack at which the hooks may end
         self.journal = Journal(plan)
         self._hooks = plan.hooks
         self._saved = plan.saved
@@ -183,14 +211,13 @@ class ExecutedStep(Duties):
             plan.recipes, self._backend, self._entry_of, self._doubt, constant=self._constant
         )
         self._looking = self._replay.witness
-        # Why it is another step, as is known before the first hook.
         self._odd = "" if self._replay.lasting.whole else "a parameter or buffer of it is gone"
 
     def _follow_another(self, tensor: torch.Tensor) -> bool:
         """Follow the plan of another kind of step, if this is the first save of one that is known;
         else keep everything."""
         look = tensor.dtype, tensor.shape
-        number, dtype, shape, _, _ = self._hooks[self._at]
+        number, dtype, shape, *_ = self._hooks[self._at]
         if self._at == 0 and look in self._others and self._others[look] is not self.plan:
             self._follow(self._others[look])
             if self._replay.witness is not None:

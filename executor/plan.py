@@ -17,6 +17,7 @@ from msgspec import Struct
 from ..policies.reserve import Reserved
 from ..schedules import Copy, Discard, Fetch, Free, Rerun, Run
 from .entries import View
+from .reach import Reach
 from .recipes import Recipes
 from .recording import Recorded
 
@@ -67,17 +68,19 @@ class Saved(Struct, frozen=True):
     counter: int
 
 
-Hook = tuple[int, torch.dtype | None, Sequence[int], int, tuple[Action, ...]]
+Hook = tuple[int, torch.dtype | None, Sequence[int], int, tuple[Action, ...], int]
 """One hook that is expected, as it is compared: n for the pack of save n, with its type, shape, and
-the storage that is moved or held (-1: none), or ~n for its unpack; and what is due. A plain tuple:
-one with names is unpacked in three times as long, and there are thousands of hooks."""
+the storage that is moved or held (-1: none), or ~n for its unpack; what is due; and which one comes
+next. A plain tuple: one with names is unpacked in three times as long, and there are thousands of
+hooks."""
 
 
 class Plan:
     """What a step does by a schedule. *sequence* are the hooks in order: n for the pack of save n,
     ~n for an unpack; *places* are those at which they fire, *due* the actions of each, and *at_end*
-    those of the step's end. *schedule* and *ledger* are of the trace *proved*: the recorded one,
-    or that with smaller workspaces.
+    those of the step's end. *hooks* are all of that as it is compared, *hooks_in_reach* those that
+    fire if hooks end where *reach* says. *schedule* and *ledger* are of the trace *proved*: the
+    recorded one, or that with smaller workspaces.
 
     At a pack actions come after it, at an unpack before it.
     """
@@ -127,13 +130,13 @@ class Plan:
                 recorded.views, recorded.storages, recorded.askers, recorded.counters, strict=True
             )
         ]
-        self.hooks: Final[list[Hook]] = [
-            (code, saved.dtype, saved.shape, saved.storage, due)
-            if code >= 0 and (saved := self.saved[code])
-            else (code, None, (), -1, due)
+        busy = [
+            bool(due) or (code >= 0 and self.saved[code].storage >= 0)
             for code, due in zip(self.sequence, self.due, strict=True)
         ]
-        self.hooks.append((-sys.maxsize, None, (), -1, ()))  # none is expected after the last
+        self.reach: Final = Reach(self.sequence, busy)
+        self.hooks: Final = self._expected(range(1, len(self.sequence) + 1))
+        self.hooks_in_reach: Final = self._expected(self.reach.following)
 
     @property
     def look(self) -> Look:
@@ -148,6 +151,17 @@ class Plan:
             for action in actions:
                 found[action.what] += len(action.storages)
         return found
+
+    def _expected(self, following: Sequence[int]) -> list[Hook]:
+        """Return the hooks as they are compared; *following* says which one comes after each."""
+        hooks: list[Hook] = [
+            (code, saved.dtype, saved.shape, saved.storage, due, after)
+            if code >= 0 and (saved := self.saved[code])
+            else (code, None, (), -1, due, after)
+            for code, due, after in zip(self.sequence, self.due, following, strict=True)
+        ]
+        hooks.append((-sys.maxsize, None, (), -1, (), len(hooks)))  # none comes after the last
+        return hooks
 
     def _together(self, actions: Sequence[Action]) -> tuple[Action, ...]:
         """Join copies of small storages that go the same way, one after the other, operations

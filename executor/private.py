@@ -182,6 +182,18 @@ backward_pass: Callable[[], int] = torch._C._current_graph_task_id
 """Return the number of the backward pass that this thread is in, between nodes too; or -1."""
 
 
+push_hooks: Callable[[Callable[..., Any], Callable[..., Any]], None] = (
+    torch._C._autograd._push_saved_tensors_default_hooks
+)
+"""Have a pair of hooks, pack and unpack, called for what autograd saves from here on, in place of
+those that were pushed before."""
+
+
+pop_hooks: Callable[[], None] = torch._C._autograd._pop_saved_tensors_default_hooks
+"""Take away the pair that was pushed last. From within its own pack hook, too: what was saved
+before comes back through its unpack hook all the same."""
+
+
 raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", int)
 """Return the CUDA stream that is current on a device, as the driver knows it: in a tenth of the
 time that its Python object takes. Where torch is built without CUDA nobody asks."""

@@ -3,6 +3,7 @@
 import gc
 import random
 import sys
+from bisect import bisect_left
 from contextlib import nullcontext
 
 import pytest
@@ -441,7 +442,7 @@ def test_a_chain_of_thousands_is_no_recursion():
 
     expected = [body(False), body(True)]
     runs = executor("liveness+recompute:strategy=speed,kinds=fork")
-    for odd in (False, False, False, True):
+    for odd in (False, False, True):
         with runs.step():
             assert torch.equal(body(odd), expected[odd])
     assert runs.report.done["drop"] > sys.getrecursionlimit()
@@ -607,9 +608,12 @@ def test_any_program(seed, policy):
     assert step.runs.notices == []
     assert step.runs.report.mode == "executed"
     assert step.runs.report.late_replays == 0
-    # Where no hook fires a free comes one hook sooner.
-    assert all(each.found_nbytes <= each.planned_nbytes for each in step.runs.differences)
-    assert len(step.runs.differences) < 3
+    # Where no hook fires a free comes one hook sooner: bytes differ from there to the next hook.
+    differences = step.runs.differences
+    assert all(each.found_nbytes <= each.planned_nbytes for each in differences)
+    if differences:
+        hooks = sorted(set(step.runs.plans[0].places))
+        assert len({bisect_left(hooks, each.place) for each in differences}) < 3
 
 
 def test_training_state_is_that_of_plain_pytorch():
