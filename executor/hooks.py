@@ -144,7 +144,7 @@ class ExecutedStep(Duties):
             self._watching.close()
             self._looking = looking = None
         if at >= self._last and looking is None and not self._lost and backward_pass() < 0:
-            self._hooks = self.plan.hooks_in_reach
+            self._hooks = self.plan.hooks_until(at)
             self._at = self._hooks[at][5]
             self._unhook()
         return alias, version, number, entry

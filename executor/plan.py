@@ -78,9 +78,9 @@ hooks."""
 class Plan:
     """What a step does by a schedule. *sequence* are the hooks in order: n for the pack of save n,
     ~n for an unpack; *places* are those at which they fire, *due* the actions of each, and *at_end*
-    those of the step's end. *hooks* are all of that as it is compared, *hooks_in_reach* those that
-    fire if hooks end where *reach* says. *schedule* and *ledger* are of the trace *proved*: the
-    recorded one, or that with smaller workspaces.
+    those of the step's end. *hooks* are all of that as it is compared, *reach* says how far they are
+    needed. *schedule* and *ledger* are of the trace *proved*: the recorded one, or that with
+    smaller workspaces.
 
     At a pack actions come after it, at an unpack before it.
     """
@@ -136,7 +136,7 @@ class Plan:
         ]
         self.reach: Final = Reach(self.sequence, busy)
         self.hooks: Final = self._expected(range(1, len(self.sequence) + 1))
-        self.hooks_in_reach: Final = self._expected(self.reach.following)
+        self._ending: dict[int, list[Hook]] = {}
 
     @property
     def look(self) -> Look:
@@ -151,6 +151,12 @@ class Plan:
             for action in actions:
                 found[action.what] += len(action.storages)
         return found
+
+    def hooks_until(self, end: int) -> list[Hook]:
+        """Return the hooks as they are compared if none is called for what is saved after *end*."""
+        if end not in self._ending:
+            self._ending[end] = self._expected(self.reach.following(end))
+        return self._ending[end]
 
     def _expected(self, following: Sequence[int]) -> list[Hook]:
         """Return the hooks as they are compared; *following* says which one comes after each."""

@@ -10,25 +10,32 @@ from collections.abc import Sequence
 
 
 class Reach:
-    """The hooks of one plan: *last* is the pack after which none is needed for what is saved later,
-    and *following* tells for each hook which one fires next if they end there.
+    """How far hooks are needed: *last* is the pack after which none is, for what is saved later.
 
-    *sequence* are the hooks in order, n for the pack of save n and ~n for an unpack; *busy* says at
+    *sequence* are all hooks in order, n for the pack of save n and ~n for an unpack; *busy* says at
     which of them something is due or compared.
     """
 
     def __init__(self, sequence: Sequence[int], busy: Sequence[bool]) -> None:
-        pack_of: dict[int, int] = {}
-        self.last = 0
-        for at, (code, needed) in enumerate(zip(sequence, busy, strict=True)):
-            if code >= 0:
-                pack_of[code] = at
-            if needed:
-                self.last = max(self.last, at if code >= 0 else pack_of[~code])
-        self.following: list[int] = [len(sequence)] * len(sequence)
-        ahead = len(sequence)
-        for at in reversed(range(len(sequence))):
-            self.following[at] = ahead
-            code = sequence[at]
-            if at <= self.last or (code < 0 and pack_of[~code] <= self.last):
+        self._sequence = sequence
+        self._pack_of = {code: at for at, code in enumerate(sequence) if code >= 0}
+        self.last = max(
+            (
+                at if code >= 0 else self._pack_of[~code]
+                for at, (code, needed) in enumerate(zip(sequence, busy, strict=True))
+                if needed
+            ),
+            default=0,
+        )
+
+    def following(self, end: int) -> list[int]:
+        """Return for each hook which one fires next, if none is called for what is saved after the
+        hook numbered *end*."""
+        ahead = len(self._sequence)
+        found = [ahead] * ahead
+        for at in reversed(range(len(found))):
+            found[at] = ahead
+            code = self._sequence[at]
+            if (at if code >= 0 else self._pack_of[~code]) <= end:
                 ahead = at
+        return found

@@ -88,18 +88,17 @@ def test_a_policy_passes_the_checker_and_fits_or_says_by_how_much_not(
 
 @settings(deadline=None, max_examples=300)
 @given(randomness, sizes, places, st.sampled_from(POLICIES), fractions)
-def test_something_comes_back_from_every_copy(rng, ops, where, policy, fraction):
+def test_what_is_copied_is_given_up_before_it_dies(rng, ops, where, policy, fraction):
     trace = random_trace(rng, ops, where)
     schedule = decide(find_policy(policy), trace, MACHINE, budget_between(trace, fraction)).schedule
-    used = {}
+    used, place = {}, 0
     for step in schedule.instructions:
-        if isinstance(step, Copy):
+        if isinstance(step, Run):
+            place = step.op + 1
+        elif isinstance(step, Copy):
             used[step.storage, step.tier] = False
-        elif isinstance(step, Fetch):
-            used[step.storage, step.tier] = True
-        elif isinstance(step, Rerun):  # it may have been dropped, trusting in its copy
-            again = set(trace.facts.fresh[step.op])
-            used |= {key: True for key in used if key[0] in again}
+        elif isinstance(step, Free) and place < trace.facts.death[step.storage]:
+            used |= {key: True for key in used if key[0] == step.storage}
         elif isinstance(step, Discard):
             assert used.pop((step.storage, step.tier))
     assert used == {}

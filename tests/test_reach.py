@@ -29,13 +29,14 @@ def test_hooks_end_after_the_last_save_that_is_asked_for():
     busy = [False, True, False, False, False, True, True, False]
     reach = Reach(sequence, busy)
     assert reach.last == 2  # 2 must come back through its hook
-    assert reach.following == [1, 2, 5, 5, 5, 6, 7, 8]
+    assert reach.following(2) == [1, 2, 5, 5, 5, 6, 7, 8]
+    assert reach.following(3) == list(range(1, 9))  # they may end later
 
 
 def test_a_schedule_that_does_nothing_needs_one_hook():
     reach = Reach([0, 1, ~1, ~0], [False] * 4)
     assert reach.last == 0
-    assert reach.following == [3, 3, 3, 4]
+    assert reach.following(0) == [3, 3, 3, 4]
 
 
 @pytest.fixture
