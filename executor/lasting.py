@@ -10,7 +10,7 @@ from typing import Final
 import torch
 
 from ..errors import Unsupported
-from .private import address, version
+from .private import address, tensors_of, version
 from .recipes import Recipes
 
 Kept = tuple[weakref.ref[torch.Tensor], int, int]
@@ -65,10 +65,9 @@ class Lasting:
 
     def see_module(self, module: torch.nn.Module) -> None:
         """A module is about to run: in training it may update statistics without a count."""
-        for name in ("running_mean", "running_var") if module.training else ():
-            if isinstance(found := getattr(module, name, None), torch.Tensor):
-                s = self._on.get(address(found.untyped_storage()), -1)
-                self._updated[s] = "a module has updated it"
+        for found in tensors_of(module, STATISTICS) if module.training else ():
+            s = self._on.get(address(found.untyped_storage()), -1)
+            self._updated[s] = "a module has updated it"
 
     def doubt(self) -> None:
         """Prove each anew: the program may have run since."""
@@ -104,4 +103,5 @@ def changed(name: str, why: str) -> Unsupported:
     )
 
 
+STATISTICS: Final = "running_mean", "running_var"
 RUN: Final = "an optimizer has run"
