@@ -45,9 +45,6 @@ class Lasting:
                     self._on[address(storage)] = s
                 kept.append((reference, address(storage), version(tensor)))
 
-    def __contains__(self, s: int) -> bool:
-        return s in self._kept
-
     def see_update(self, optimizer: torch.optim.Optimizer | None) -> None:
         """An optimizer is about to run, or, without one, any may: what it writes without a count of
         versions is no source any more."""
@@ -75,22 +72,26 @@ class Lasting:
 
     def tensor(self, s: int) -> torch.Tensor:
         """Return a parameter or buffer, proved to be as it was in forward."""
-        found, name = self._proved.get(s), self._facts.names[s]
+        found = self._proved.get(s)
         if found is not None:
             return found
         if s in self._updated:
-            raise changed(name, f"{self._updated[s]} since")
+            raise changed(self._facts.names[s], f"{self._updated[s]} since")
+        nbytes = self._facts.nbytes[s]
         for reference, where, count in self._kept[s]:
             found = reference()
             if (
                 found is None
                 or version(found) != count
                 or address(storage := found.untyped_storage()) != where
-                or storage.nbytes() != self._facts.nbytes[s]
+                or storage.nbytes() != nbytes
             ):
-                raise changed(name, "it was modified, replaced or emptied since the step began")
+                raise changed(
+                    self._facts.names[s],
+                    "it was modified, replaced or emptied since the step began",
+                )
         if found is None:
-            raise changed(name, "it is gone")
+            raise changed(self._facts.names[s], "it is gone")
         self._proved[s] = found
         return found
 
