@@ -33,17 +33,19 @@ class Lasting:
         self._kept: dict[int, list[Kept]] = {}
         self._on: dict[int, int] = {}  # storages of those by address
         for s, references in recipes.lasting.items():
-            kept = self._kept[s] = list[Kept]()
+            kept: list[Kept] = []
+            self._kept[s] = kept
             for reference in references:
                 tensor = reference()
                 if tensor is None:
                     self.whole = False
                     continue
                 storage = tensor.untyped_storage()
+                where = address(storage)
                 if not kept:
                     self.storages[s] = weakref.ref(storage)
-                    self._on[address(storage)] = s
-                kept.append((reference, address(storage), version(tensor)))
+                    self._on[where] = s
+                kept.append((reference, where, version(tensor)))
 
     def see_update(self, optimizer: torch.optim.Optimizer | None) -> None:
         """An optimizer is about to run, or, without one, any may: what it writes without a count of

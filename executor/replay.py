@@ -165,8 +165,8 @@ class Replay:
         entries: Callable[[int], Entry | None],
     ) -> None:
         """Run one operation; what it makes is in *made* then."""
-        call = self._call(code)
-        args, kwargs = call.args.copy(), call.kwargs
+        given, kwargs, state = self._call(code)
+        args = given.copy()
         if code.named:
             kwargs = dict(kwargs)
         for key in code.lists:
@@ -191,13 +191,13 @@ class Replay:
                 where[key] = torch.zeros(
                     scratch.shape, dtype=scratch.dtype, device=self._backend.device
                 )
-        for _, s, at in code.written:
+        for s, at in code.written:
             if s not in made or made[s][1] != at - 1:
                 raise MissingSource(f"{code.name!r} would write what is not its own")
-        if call.state is None:
+        if state is None:
             result = code.kernel(*args, **kwargs)
         else:
-            result = self._draw(code, args, kwargs, call.state)
+            result = self._draw(code, args, kwargs, state)
         for inner, s, at in code.makes:
             if inner == -2:
                 made[s] = made[s][0], at
