@@ -44,13 +44,9 @@ class Made(NamedTuple):
     version: int
 
 
-class Captured(NamedTuple):
-    """What an operation was called with, its tensors apart, and the state of the random numbers
-    before it, if it draws any."""
-
-    args: list[Any]
-    kwargs: dict[str, Any]
-    state: DrawState
+Captured = tuple[list[Any], dict[str, Any], DrawState]
+"""What an operation was called with, its tensors apart, by place and by name; and the state of the
+random numbers before it, if it draws any."""
 
 
 class Code:
@@ -98,7 +94,7 @@ class Code:
         self.normalizes = bool(operator(call.func).passing)
         self.scratch: list[tuple[Place, View | None]] = call.scratch
         self.kernel: Callable[..., Any] = kernel_of(call.func)
-        self.recorded = Captured(call.args, call.kwargs, None)
+        self.recorded: Captured = (call.args, call.kwargs, None)
         self.sources = [
             Source(
                 *each.place,
@@ -139,7 +135,7 @@ class Code:
         self.absent = [i for i in self.absent if (i, -1) not in {e[:2] for e in self.sources}]
         self.makes = [(each.inner, each.storage, each.version) for each in self.made]
         self.whole = [s for _, s, version in self.made if repeatable.saved.get(s) == version]
-        self.written = [each for each in self.made if each.inner == -2]
+        self.written = [(s, version) for inner, s, version in self.made if inner == -2]
         keys = [each.key for each in self.sources] + [key for (key, _), _ in self.scratch]
         self.named = any(isinstance(key, str) for key in keys)
         self.lists = sorted({each.key for each in self.sources if each.inner >= 0}, key=str)
@@ -147,7 +143,7 @@ class Code:
         if self.fixed:
             (result,) = call.results
             self.kernel = kernel_of(torch.ops.aten.empty_strided.default)
-            self.recorded = Captured(
+            self.recorded = (
                 [result.view.shape, result.view.stride],
                 {"dtype": result.view.dtype, "device": repeatable.device},
                 None,

@@ -7,9 +7,9 @@ import torch
 
 from .backend import Backend
 from .code import Code
-from .entries import Entry, Where
+from .entries import AWAY, HERE, Entry
 from .journal import Journal
-from .plan import Action, What
+from .plan import COPY, DISCARD, DROP, FETCH, LOOK, RERUN, Action
 from .private import address, holders, sequence_number
 from .replay import Replay
 from .slabs import Block, Slabs
@@ -52,21 +52,21 @@ class Duties:
 
     def _do(self, action: Action) -> None:
         what = action.what
-        if what is What.DROP:
+        if what is DROP:
             for s in action.storages:
                 self._drop(s)
-        elif what is What.LOOK:
+        elif what is LOOK:
             for s in action.storages:
                 self._look(s)
-        elif what is What.RERUN:
+        elif what is RERUN:
             if self._backend.computes_here():  # else it comes when it is asked for, or is refused
                 for op in self._replay.run(action.ops):
                     self.journal.write(self._at, "rerun", self._codes[op].made[0].storage)
-        elif what is What.COPY:
+        elif what is COPY:
             self._copy(action.storages, action.tier)
-        elif what is What.FETCH:
+        elif what is FETCH:
             self._fetch(action.storages, action.tier)
-        elif what is What.DISCARD:
+        elif what is DISCARD:
             for s in action.storages:
                 self._discard(s, action.tier)
         else:
@@ -79,7 +79,7 @@ class Duties:
         if entry is None:
             self._replay.forget(s)
         elif (
-            entry.where is not Where.AWAY  # or it may be asked for yet: of a loss that is kept
+            entry.where is not AWAY  # or it may be asked for yet: of a loss that is kept
             and entry.blocks.pop(tier, None) is not None
         ):
             self.journal.write(self._at, "discard", s)
@@ -87,13 +87,13 @@ class Duties:
     def _drop(self, s: int) -> None:
         self._replay.forget(s)  # half run again
         entry = self._there(s)
-        if entry is None or entry.where is Where.AWAY:
+        if entry is None or entry.where is AWAY:
             return
         if not entry.blocks and not self._replay.prepared(entry):
             entry.kept = True
             self.journal.write(self._at, "unready", s)
             return
-        if entry.where is Where.HERE:
+        if entry.where is HERE:
             self._leaving[s] = entry.watch
             if self._verify and not entry.blocks:
                 entry.control = entry.source().clone()
@@ -102,7 +102,8 @@ class Duties:
 
     def _there(self, s: int) -> Entry | None:
         """Return a storage's entry; None if the graph is gone, or if it had to stay."""
-        entry = self._entry_of(s)
+        watch = self._entries.get(s)
+        entry = None if watch is None else watch()
         return None if entry is None or entry.kept else entry
 
     def _copy(self, storages: Sequence[int], tier: str) -> None:
@@ -128,7 +129,7 @@ class Duties:
 
     def _fetch(self, storages: Sequence[int], tier: str) -> None:
         entries = [entry for entry in map(self._there, storages) if entry is not None]
-        entries = [entry for entry in entries if entry.where is Where.AWAY]
+        entries = [entry for entry in entries if entry.where is AWAY]
         if entries:
             blocks = [entry.blocks[tier] for entry in entries]
             after = [ticket for block in blocks for ticket in block.tickets]
@@ -151,7 +152,7 @@ class Duties:
 
     def _bring(self, entry: Entry) -> None:
         """See to it that an entry's bytes are on the device, or on their way to it."""
-        if entry.where is Where.AWAY:
+        if entry.where is AWAY:
             what = "late" if entry.blocks else "rebuilt"
             if not entry.reuse():
                 if entry.blocks:

@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ..errors import Unsupported
 from .backend import STREAMS, Backend
 from .duties import Duties
-from .entries import Entry, Where
+from .entries import AWAY, HERE, Entry
 from .journal import Journal
 from .plan import Hook, Look, Plan
 from .private import (
@@ -169,7 +169,7 @@ class ExecutedStep(Duties):
             fault_modified(shape, version_of(alias), version)
         if entry is None:
             return alias
-        away = entry.where is not Where.HERE
+        away = entry.where is not HERE
         if away or entry.early:
             self._prove_asker(entry, number)
         if away:
@@ -190,7 +190,7 @@ class ExecutedStep(Duties):
         self._lost = True
         self._held.clear()
         waiting = [entry for s in self._entries if (entry := self._entry_of(s)) is not None]
-        if all(entry.where is not Where.AWAY or entry.blocks for entry in waiting):
+        if all(entry.where is not AWAY or entry.blocks for entry in waiting):
             self._replay.end()
         else:  # a graph that is kept: what it starts from may be written after the step, too
             for each in self._told_of_writes(weakref.ref(self)):
@@ -245,9 +245,10 @@ class ExecutedStep(Duties):
             self._lose(f"save {number} has other strides or another offset than recorded")
             return None
         storage = alias.untyped_storage()
+        where = address(storage)
         entry = self._entry_of(s)
         if entry is None:
-            entry = Entry(self._backend, s, storage, address(storage), version)
+            entry = Entry(self._backend, s, storage, where, version)
             if entry.nbytes != saved.nbytes:
                 self._lose(
                     f"save {number} is of {entry.nbytes} bytes; recorded were {saved.nbytes}"
@@ -256,7 +257,7 @@ class ExecutedStep(Duties):
             self._entries[s] = weakref.ref(entry)
             if saved.held:
                 self._held[s] = entry
-        elif entry.address != address(storage) or entry.version != version:
+        elif entry.address != where or entry.version != version:
             self._lose(f"save {number} is of another storage or version than recorded")
             return None
         if saved.counter >= 0 and not (saved.counter == version and self._replay.knows(s, storage)):

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 
 from ..errors import Unsupported
-from .private import address, version
+from .private import address, tensors_of, version
 from .recipes import Recipes
 
 Kept = tuple[weakref.ref[torch.Tensor], int, int]
@@ -33,20 +33,19 @@ class Lasting:
         self._kept: dict[int, list[Kept]] = {}
         self._on: dict[int, int] = {}  # storages of those by address
         for s, references in recipes.lasting.items():
-            kept = self._kept[s] = list[Kept]()
+            kept: list[Kept] = []
+            self._kept[s] = kept
             for reference in references:
                 tensor = reference()
                 if tensor is None:
                     self.whole = False
                     continue
                 storage = tensor.untyped_storage()
+                where = address(storage)
                 if not kept:
                     self.storages[s] = weakref.ref(storage)
-                    self._on[address(storage)] = s
-                kept.append((reference, address(storage), version(tensor)))
-
-    def __contains__(self, s: int) -> bool:
-        return s in self._kept
+                    self._on[where] = s
+                kept.append((reference, where, version(tensor)))
 
     def see_update(self, optimizer: torch.optim.Optimizer | None) -> None:
         """An optimizer is about to run, or, without one, any may: what it writes without a count of
@@ -65,10 +64,9 @@ class Lasting:
 
     def see_module(self, module: torch.nn.Module) -> None:
         """A module is about to run: in training it may update statistics without a count."""
-        for name in ("running_mean", "running_var") if module.training else ():
-            if isinstance(found := getattr(module, name, None), torch.Tensor):
-                s = self._on.get(address(found.untyped_storage()), -1)
-                self._updated[s] = "a module has updated it"
+        for found in tensors_of(module, STATISTICS) if module.training else ():
+            s = self._on.get(address(found.untyped_storage()), -1)
+            self._updated[s] = "a module has updated it"
 
     def doubt(self) -> None:
         """Prove each anew: the program may have run since."""
@@ -76,22 +74,26 @@ class Lasting:
 
     def tensor(self, s: int) -> torch.Tensor:
         """Return a parameter or buffer, proved to be as it was in forward."""
-        found, name = self._proved.get(s), self._facts.names[s]
+        found = self._proved.get(s)
         if found is not None:
             return found
         if s in self._updated:
-            raise changed(name, f"{self._updated[s]} since")
+            raise changed(self._facts.names[s], f"{self._updated[s]} since")
+        nbytes = self._facts.nbytes[s]
         for reference, where, count in self._kept[s]:
             found = reference()
             if (
                 found is None
                 or version(found) != count
                 or address(storage := found.untyped_storage()) != where
-                or storage.nbytes() != self._facts.nbytes[s]
+                or storage.nbytes() != nbytes
             ):
-                raise changed(name, "it was modified, replaced or emptied since the step began")
+                raise changed(
+                    self._facts.names[s],
+                    "it was modified, replaced or emptied since the step began",
+                )
         if found is None:
-            raise changed(name, "it is gone")
+            raise changed(self._facts.names[s], "it is gone")
         self._proved[s] = found
         return found
 
@@ -104,4 +106,5 @@ def changed(name: str, why: str) -> Unsupported:
     )
 
 
+STATISTICS: Final = "running_mean", "running_var"
 RUN: Final = "an optimizer has run"

@@ -19,12 +19,9 @@ Seen = tuple[int, int, Sequence[int], Sequence[int]]
 number, and the shape and strides of the tensor."""
 
 
-class Watched(NamedTuple):
-    """What is seen at one position of forward: an operation that may run again, if it is one, and
-    storages that are made."""
-
-    code: Code | None
-    results: list[Seen]
+Watched = tuple[Code | None, list[Seen]]
+"""What is seen at one position of forward: an operation that may run again, if it is one, and
+storages that are made."""
 
 
 Expected = tuple[Overload | None, Any, Watched | None]
@@ -73,13 +70,13 @@ class Recipes:
         self.sources = {s for s in read if s in repeatable.saved}
         self.lasting = {s: repeatable.lasting[s] for s in read if self.facts.alive_at_start[s]}
         self.watched: dict[int, Watched] = {
-            code.position: Watched(code, []) for code in self.codes.values()
+            code.position: (code, []) for code in self.codes.values()
         }
         for s in sorted(read | self.of.keys()):
             if not self.facts.alive_at_start[s] and (maker := repeatable.made_by(s)) is not None:
                 position, result = maker
-                watched = self.watched.setdefault(position, Watched(None, []))
-                watched.results.append((result.inner, s, result.view.shape, result.view.stride))
+                _, results = self.watched.setdefault(position, (None, []))
+                results.append((result.inner, s, result.view.shape, result.view.stride))
 
         self.expected: list[Expected] = [
             (func, kernel_of(func), self.watched.get(at))

@@ -13,7 +13,7 @@ import torch
 from ..errors import Unsupported
 from .backend import Backend, DrawState
 from .code import Captured, Code
-from .entries import Entry, Where, looking
+from .entries import AWAY, Entry, looking
 from .lasting import Lasting, changed
 from .private import BelowAutograd
 from .recipes import Recipes
@@ -81,12 +81,13 @@ class Replay:
         done = []
         made, entries = self.made, self._entries
         self.lasting.doubt()
+        codes = self.recipes.codes
         with BelowAutograd():
             for op in ops:
                 if op < 0:
                     made.pop(~op, None)
                     continue
-                code = self.recipes.codes[op]
+                code = codes[op]
                 try:
                     self._run(code, made, entries)
                 except MissingSource:
@@ -95,7 +96,7 @@ class Replay:
                 for s in code.whole:
                     if (entry := entries(s)) is not None:
                         again = made.pop(s)
-                        if entry.where is Where.AWAY:
+                        if entry.where is AWAY:
                             self._take(entry, again[0], code)
         return done
 
@@ -115,12 +116,12 @@ class Replay:
         waiting = [entry]
         while waiting:
             present = waiting[-1]
-            if present.where is not Where.AWAY:
+            if present.where is not AWAY:
                 waiting.pop()
             elif present.blocks or present.reuse():
                 bring(present)
                 waiting.pop()
-            elif away := [each for each in present.owned if each.where is Where.AWAY]:
+            elif away := [each for each in present.owned if each.where is AWAY]:
                 waiting.extend(away)
             else:
                 self._rebuild(present)
@@ -144,13 +145,14 @@ class Replay:
         self._take(entry, made[entry.number][0], code)
 
     def _take(self, entry: Entry, tensor: torch.Tensor, code: Code) -> None:
-        name = self.recipes.facts.names[entry.number]
         if tensor.untyped_storage().nbytes() != entry.nbytes:
+            name = self.recipes.facts.names[entry.number]
             raise changed(name, "it comes out in another size")
         entry.came_again(tensor)
         if entry.control is not None:
             there = torch.empty(0, dtype=torch.uint8, device=tensor.device)
             if not torch.equal(there.set_(entry.storage), entry.control):
+                name = self.recipes.facts.names[entry.number]
                 raise Unsupported(
                     f"{code.name!r}, run again, does not make what it made in forward: "
                     f"{name!r} is another"
@@ -163,8 +165,8 @@ class Replay:
         entries: Callable[[int], Entry | None],
     ) -> None:
         """Run one operation; what it makes is in *made* then."""
-        call = self._call(code)
-        args, kwargs = call.args.copy(), call.kwargs
+        given, kwargs, state = self._call(code)
+        args = given.copy()
         if code.named:
             kwargs = dict(kwargs)
         for key in code.lists:
@@ -189,13 +191,13 @@ class Replay:
                 where[key] = torch.zeros(
                     scratch.shape, dtype=scratch.dtype, device=self._backend.device
                 )
-        for _, s, at in code.written:
+        for s, at in code.written:
             if s not in made or made[s][1] != at - 1:
                 raise MissingSource(f"{code.name!r} would write what is not its own")
-        if call.state is None:
+        if state is None:
             result = code.kernel(*args, **kwargs)
         else:
-            result = self._draw(code, args, kwargs, call.state)
+            result = self._draw(code, args, kwargs, state)
         for inner, s, at in code.makes:
             if inner == -2:
                 made[s] = made[s][0], at
@@ -221,10 +223,10 @@ class Replay:
 
     def _source(self, s: int, at: int, entries: Callable[[int], Entry | None]) -> torch.Tensor:
         """Return a tensor on what an operation starts from, *at* the version that it needs."""
-        if s in self.lasting:
+        if s in self.recipes.lasting:
             return self.lasting.tensor(s)
         entry = entries(s)
-        if entry is None or entry.where is Where.AWAY or self.recipes.repeatable.saved.get(s) != at:
+        if entry is None or entry.where is AWAY or self.recipes.repeatable.saved.get(s) != at:
             raise MissingSource(f"{self.recipes.facts.names[s]!r} is not there")
         if not entry.intact:
             raise changed(self.recipes.facts.names[s], "it was written to since it was saved")

@@ -164,7 +164,7 @@ class Witness:
             for i in code.absent:
                 if i < len(stripped) and stripped[i] is not None:
                     return None
-            count = len(code.recorded.args)
+            count = len(code.recorded[0])
             if len(stripped) > count and any(isinstance(each, UNSEEN) for each in stripped[count:]):
                 return None  # what was not given then is left out, not None
         except (KeyError, IndexError, AttributeError, TypeError):
@@ -175,7 +175,7 @@ class Witness:
                 return None
         if named and any(isinstance(each, UNSEEN) for each in named.values()):
             return None
-        return Captured(stripped, named, state)
+        return stripped, named, state
 
 
 UNSEEN: Final = (torch.Tensor, torch.Generator)

@@ -642,6 +642,45 @@ def test_the_one_file_holds_nothing_that_nobody_uses():
     assert there - asked == set()
 
 
+# -- modules ---------------------------------------------------------------------------------------
+
+
+class Elsewhere(torch.nn.Module):
+    """Has one in its class, and finds another where a module usually does not look."""
+
+    running_mean = torch.ones(2)
+    other = torch.ones(3)
+
+    def __getattr__(self, name):
+        return self.other if name == "running_var" else super().__getattr__(name)
+
+
+class Computed(torch.nn.Module):
+    @property
+    def running_var(self):
+        return self.weight
+
+
+def modules():
+    plain, parameter, computed = torch.nn.Linear(2, 2), torch.nn.Module(), Computed()
+    plain.running_mean, plain.running_var = torch.ones(2), "no tensor"
+    parameter.running_var, computed.weight = torch.nn.Parameter(torch.ones(2)), leaf()
+    inner = torch.nn.Module()
+    inner.running_mean = torch.nn.BatchNorm2d(2)
+    usual = torch.nn.ReLU(), torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2, affine=False)
+    none = torch.nn.BatchNorm2d(2, track_running_stats=False)
+    return (*usual, none, plain, parameter, inner, computed, Elsewhere())
+
+
+def test_tensors_of_a_module_are_those_that_its_attributes_are():
+    for module in modules():
+        names = "running_mean", "running_var"
+        attributes = [getattr(module, name, None) for name in names]
+        expected = [each for each in attributes if isinstance(each, torch.Tensor)]
+        found = private.tensors_of(module, names)
+        assert [each.data_ptr() for each in found] == [each.data_ptr() for each in expected]
+
+
 # -- running operators again -----------------------------------------------------------------------
 
 
