@@ -87,8 +87,8 @@ hooks."""
 class Plan:
     """What a step does by a schedule. *sequence* are the hooks in order: n for the pack of save n,
     ~n for an unpack; *places* are those at which they fire, *due* the actions of each, and *at_end*
-    those of the step's end. *hooks* are all of that as it is compared, *reach* says how far they are
-    needed. *schedule* and *ledger* are of the trace *proved*: the recorded one, or that with
+    those of the step's end. *hooks* are all of that as it is compared; *reach* says how far they
+    are needed. *schedule* and *ledger* are of the trace *proved*: the recorded one, or that with
     smaller workspaces.
 
     At a pack actions come after it, at an unpack before it.
