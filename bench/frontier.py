@@ -62,6 +62,7 @@ RIVALS = ("checkpoint", "sqrt", "selective", "save_on_cpu", "overlapped")
 ALL = "conv/matmul/attention/norm/activation/dropout/add/elementwise/pool/embedding/concat/loss"
 CHEAP = "recompute:kinds=conv/matmul/attention/embedding/add/fork/concat/loss"
 LARGE = "kinds=conv/matmul/attention/embedding/add/fork/concat/pool/loss"
+EARLY = "norm/pool/matmul/elementwise/loss"  # a convolution's result runs again from the one before
 BLOCKS = "recompute:strategy=speed,kinds"
 OURS = ("liveness", "liveness+recompute:strategy=speed", "superneurons@0.6")
 # Found by simulating the recordings, for one kind of network, by the beginning of its name: cheap
@@ -72,15 +73,17 @@ ALSO = {
         f"liveness+recompute:strategy=speed,least=20MB,{LARGE}",
         f"liveness+offload:kinds=norm,most=900MB,least=30MB,lookahead=60+recompute:strategy=speed,least=20MB,{LARGE}",
         "liveness+offload:kinds=norm,most=900MB,least=1MiB,lookahead=60+recompute:strategy=speed",
-        f"liveness+{BLOCKS}=norm/pool/matmul/elementwise/loss",
+        f"liveness+{BLOCKS}={EARLY}",
         f"liveness+{BLOCKS}=pool/add/loss",
         f"liveness+offload:kinds=pool/add,most=900MB,least=1MiB,lookahead=60+{BLOCKS}=pool/add/loss",
     ),
-    "resnet": (
-        f"liveness+{BLOCKS}=norm/pool/matmul/elementwise/loss,least=5MB",
-        f"liveness+{BLOCKS}=norm/pool/matmul/elementwise/loss,least=5MB!",
-        "liveness+recompute:strategy=speed,least=5MB",
-        f"liveness+{BLOCKS}=norm/pool/matmul/elementwise/loss",
+    "resnet": (  # 16 images: the host is what a step waits for
+        f"liveness+{BLOCKS}={EARLY},least=5MB,most=500MB",
+        f"liveness+{BLOCKS}={EARLY},least=5MB,most=1GB",
+        f"liveness+{BLOCKS}={EARLY},least=5MB,most=1500MB",
+        f"liveness+{BLOCKS}={EARLY},least=5MB,most=1500MB!",
+        f"liveness+{BLOCKS}={EARLY},least=5MB,most=2GB",
+        f"liveness+{BLOCKS}={EARLY}",
         f"liveness+{BLOCKS}=pool/add/loss",
     ),
     "gpt": (

@@ -5,7 +5,7 @@
 #                           [plots] [explain] [truth] [ddp] [peer]
 #
 # ddp and peer want two GPUs. Several phases can run at once, each on a GPU of its own, by
-# CUDA_VISIBLE_DEVICES; MODELS="resnet50:128" has the frontier of some models alone.
+# CUDA_VISIBLE_DEVICES; MODELS="resnet50:128 gpt:8" has execute, tight and frontier of some alone.
 # On an H200 with 16 cores: tests 2 minutes, budgets 2, execute 5, frontier 6, beyond 4, copies 1,
 # plots 1, truth 8; explain has not run yet. What is written is what bench/results/ holds, and what
 # the tables are made of.
@@ -29,8 +29,13 @@ tests() {
 
 budgets() { python3 bench/budgets.py 6 > "$out/budgets.jsonl"; }
 
+run() {  # MODEL BATCH POLICY...
+  case " ${MODELS:-$1:$2} " in
+    *" $1:$2 "*) python3 bench/execute.py "$@" >> "$out/execute.jsonl" ;;
+  esac
+}
+
 execute() {
-  run() { python3 bench/execute.py "$@" >> "$out/execute.jsonl"; }
   run small_cnn 4 liveness baseline "$now"
   run resnet50 128 liveness baseline "$now" liveness+offload liveness+cache@0.5 "$again"
   run gpt 8 liveness baseline "$now" liveness+offload liveness+offload:release=pressure@0.8 \
@@ -45,7 +50,6 @@ execute() {
 
 tight() {  # default segments would take much more than is asked for
   export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
-  run() { python3 bench/execute.py "$@" >> "$out/execute.jsonl"; }
   run resnet50 128 liveness+offload:release=pressure@0.7
   run unet 8 liveness+offload:release=pressure@0.8 liveness+cache@0.6
   run bert 32 liveness+offload:release=pressure@0.9 liveness+cache@0.7
@@ -88,15 +92,15 @@ plots() {
 }
 
 explain() {  # bound by the GPU, by the link, by what runs again, and by its host
-  run() {
+  clock() {
     python3 -m superneurons run "superneurons.zoo:$1" --policy "$2" --times "$3" --explain \
       --log "$out/explained.jsonl" >> "$out/explained.txt" 2>&1
   }
-  run resnet50:batch=128 liveness resnet50-b128
-  run resnet50:batch=128 "$now" resnet50-b128
-  run resnet50:batch=128 "$again" resnet50-b128
-  run densenet121:batch=64 liveness densenet121-b64
-  run small_cnn:batch=4 liveness small-cnn-b4
+  clock resnet50:batch=128 liveness resnet50-b128
+  clock resnet50:batch=128 "$now" resnet50-b128
+  clock resnet50:batch=128 "$again" resnet50-b128
+  clock densenet121:batch=64 liveness densenet121-b64
+  clock small_cnn:batch=4 liveness small-cnn-b4
 }
 
 truth() { python3 bench/truth.py "$out/recordings" > "$out/truth.jsonl"; }

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import torch
 
 from ..schedules import Ledger, Run
+from .actions import Action, What
 from .backend import Backend
 from .entries import Entry, Where
 from .holders import held_by
 from .hooks import ExecutedStep, Handle
 from .log import Log
 from .meter import requested
-from .plan import Action, Look, Plan, What
+from .plan import Look, Plan
 from .private import Overload, observed
 from .recording import enter_all
 from .slabs import Slabs

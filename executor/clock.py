@@ -14,11 +14,12 @@ from typing import NamedTuple
 import torch
 
 from ..reports import Stretch
+from .actions import Action, What
 from .backend import Backend, Stamp
 from .entries import Entry, Where
 from .hooks import ExecutedStep, Handle
 from .phases import Stopwatch
-from .plan import Action, Look, Plan, What
+from .plan import Look, Plan
 from .slabs import Slabs
 
 

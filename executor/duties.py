@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from .actions import COPY, DISCARD, DROP, FETCH, LOOK, RERUN, Action
 from .backend import Backend
 from .code import Code
 from .entries import AWAY, HERE, Entry
 from .journal import Journal
-from .plan import COPY, DISCARD, DROP, FETCH, LOOK, RERUN, Action
 from .private import address, holders, sequence_number
 from .replay import Replay
 from .slabs import Block, Slabs

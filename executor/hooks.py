@@ -13,14 +13,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..errors import Unsupported
 from .backend import STREAMS, Backend
 from .duties import Duties
 from .entries import AWAY, HERE, Entry
 from .journal import Journal
+from .lasting import Lasting, told_of_writes
 from .plan import Hook, Look, Plan
 from .private import (
     address,
@@ -72,7 +71,7 @@ class ExecutedStep(Duties):
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Look on inside the block, as far as that is needed."""
-        seen = self._told_of_writes(weakref.ref(self))
+        seen = self._told_of_writes()
         try:
             with self._looked_at():
                 yield
@@ -98,22 +97,16 @@ class ExecutedStep(Duties):
             self._hooked = False
             pop_hooks()
 
-    def _told_of_writes(self, watch: "weakref.ref[ExecutedStep]") -> list[Any]:
-        """Have the step told of optimizers and modules that may write without a count; return what
-        ends that."""
+    def _told_of_writes(self) -> list[Any]:
+        """Have what lasts told of what may write it without a count; return what ends that."""
+        watch = weakref.ref(self)
 
-        def see_optimizer(optimizer: torch.optim.Optimizer, *_: object) -> None:
-            if (step := watch()) is not None:
-                step._replay.lasting.see_update(optimizer)
+        def lasting() -> Lasting | None:
+            step = watch()
+            return None if step is None else step._replay.lasting
 
-        def see_module(module: torch.nn.Module, _: object) -> None:
-            if (step := watch()) is not None:
-                step._replay.lasting.see_module(module)
-
-        seen: list[Any] = [register_optimizer_step_pre_hook(see_optimizer)]
-        if any(plan.recipes.statistics for plan in (self.plan, *self._others.values())):
-            seen.append(register_module_forward_pre_hook(see_module))
-        return seen
+        plans = (self.plan, *self._others.values())
+        return told_of_writes(lasting, statistics=any(each.recipes.statistics for each in plans))
 
     @contextmanager
     def _looked_at(self) -> Iterator[None]:
@@ -193,7 +186,7 @@ class ExecutedStep(Duties):
         if all(entry.where is not AWAY or entry.blocks for entry in waiting):
             self._replay.end()
         else:  # a graph that is kept: what it starts from may be written after the step, too
-            for each in self._told_of_writes(weakref.ref(self)):
+            for each in self._told_of_writes():
                 weakref.finalize(self, each.remove).atexit = False
         self._entries.clear()
         self._leaving.clear()

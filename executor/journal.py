@@ -2,7 +2,8 @@
 
 from msgspec import Struct
 
-from .plan import Plan, What
+from .actions import What
+from .plan import Plan
 
 Event = tuple[int, str, int]
 """One thing that happened, to which storage: at which hook, what, and the storage.

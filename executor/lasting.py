@@ -5,9 +5,12 @@ when they run.
 """
 
 import weakref
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..errors import Unsupported
 from .private import address, tensors_of, version
@@ -96,6 +99,24 @@ class Lasting:
             raise changed(self._facts.names[s], "it is gone")
         self._proved[s] = found
         return found
+
+
+def told_of_writes(lasting: Callable[[], Lasting | None], *, statistics: bool) -> list[Any]:
+    """Have what *lasting* returns, while it does, told of optimizers that run, and of modules if it
+    has *statistics*; return the hooks, to be removed."""
+
+    def see_optimizer(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if (each := lasting()) is not None:
+            each.see_update(optimizer)
+
+    def see_module(module: torch.nn.Module, _: object) -> None:
+        if (each := lasting()) is not None:
+            each.see_module(module)
+
+    seen: list[Any] = [register_optimizer_step_pre_hook(see_optimizer)]
+    if statistics:
+        seen.append(register_module_forward_pre_hook(see_module))
+    return seen
 
 
 def changed(name: str, why: str) -> Unsupported:

@@ -8,7 +8,6 @@ there. What the program frees itself, and what goes with autograd's graph, needs
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from typing import Final
 
 import torch
@@ -16,47 +15,11 @@ from msgspec import Struct
 
 from ..policies.reserve import Reserved
 from ..schedules import Copy, Discard, Fetch, Free, Rerun, Run
+from .actions import Action, What, together
 from .entries import View
 from .reach import Reach
 from .recipes import Recipes
 from .recording import Recorded
-
-
-class What(Enum):
-    """What an action does with a storage."""
-
-    COPY = "copy"
-    DROP = "drop"
-    LOOK = "look"  # whether what was dropped is really gone
-    FETCH = "fetch"
-    DISCARD = "discard"
-    RELEASE = "release"  # what was held for longer than autograd holds it
-    RERUN = "rerun"
-
-
-# Asked for at each hook, and in a tenth of the time that an enumeration takes to find them.
-COPY: Final = What.COPY
-DROP: Final = What.DROP
-LOOK: Final = What.LOOK
-FETCH: Final = What.FETCH
-DISCARD: Final = What.DISCARD
-RERUN: Final = What.RERUN
-
-
-SMALL_NBYTES: Final = 1 << 20
-"""What is smaller is copied together with what goes the same way at the same hook: a copy of
-64 KiB costs nearly as much as one of a megabyte, and each one's events as much again."""
-
-
-class Action(Struct, frozen=True):
-    """One thing that is due, with one storage or with several small ones; or *ops* that are run
-    again, each for one of the storages: ~s among them lets go of what was run again of s."""
-
-    what: What
-    storages: tuple[int, ...]
-    tier: str = ""
-    ops: tuple[int, ...] = ()
-
 
 Look = tuple[torch.dtype, Sequence[int]]
 """What a save is told by: its type and shape. Strides may differ from step to step, of a batch."""
@@ -120,8 +83,10 @@ class Plan:
             else:
                 self._first_unpack.setdefault(recorded.storages[~code], k)
         self._compile()
-        self.due.extend(self._together(self._actions.get(k, ())) for k in range(len(self.sequence)))
         nbytes = recorded.trace.facts.nbytes
+        self.due.extend(
+            together(self._actions.get(k, ()), nbytes) for k in range(len(self.sequence))
+        )
         self.saved: Final = [
             Saved(
                 view.dtype,
@@ -177,34 +142,6 @@ class Plan:
         ]
         hooks.append((-sys.maxsize, None, (), -1, (), len(hooks)))  # none comes after the last
         return hooks
-
-    def _together(self, actions: Sequence[Action]) -> tuple[Action, ...]:
-        """Join copies of small storages that go the same way, one after the other, operations
-        that run again in a row, and what is dropped or looked for in a row."""
-        nbytes = self.trace.facts.nbytes
-        joined: list[Action] = []
-        for action in actions:
-            last = joined[-1] if joined else None
-            if (
-                last is not None
-                and action.what in (What.COPY, What.FETCH)
-                and (last.what, last.tier) == (action.what, action.tier)
-                and all(nbytes[s] < SMALL_NBYTES for s in last.storages + action.storages)
-            ):
-                joined[-1] = Action(last.what, last.storages + action.storages, last.tier)
-            elif (
-                last is not None
-                and last.what is action.what
-                and action.what in (What.DROP, What.LOOK)
-            ):
-                joined[-1] = Action(action.what, last.storages + action.storages)
-            elif last is not None and last.what is action.what is What.RERUN:
-                joined[-1] = Action(
-                    What.RERUN, last.storages + action.storages, ops=last.ops + action.ops
-                )
-            else:
-                joined.append(action)
-        return tuple(joined)
 
     def _compile(self) -> None:
         facts = self.trace.facts
