@@ -60,10 +60,7 @@ from superneurons.zoo.step import Step
 # What a block ends with leaves, and all between runs again: a third of the copies, and two thirds
 # of the bytes, that leave where each normalization's result goes, and each costs the host's time.
 KINDS = "pool/add/loss"
-POLICY = (
-    f"liveness+offload:kinds={KINDS},least=1MiB,release=pressure"
-    f"+recompute:kinds={KINDS},strategy=speed"
-)
+POLICY = f"liveness+offload:kinds={KINDS},least=1MiB+recompute:kinds={KINDS},strategy=speed"
 BATCH = 16
 
 

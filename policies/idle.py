@@ -7,13 +7,13 @@ wait for it. So it is taken out of what was woven.
 
 from collections.abc import Sequence
 
-from ..schedules import Copy, Discard, Free, Instruction, Run
+from ..schedules import Copy, Discard, Fetch, Free, Instruction, Run
 from ..traces import Facts
 
 
 def without_idle_copies(facts: Facts, instructions: Sequence[Instruction]) -> list[Instruction]:
     """Return the instructions without copies that are discarded before their storage was given up
-    while somebody, or the graph, still had a use for it."""
+    while somebody, or the graph, still had a use for it, or came back from them."""
     idle: set[int] = set()
     since: dict[int, dict[str, int]] = {}  # by storage and tier, where what may be idle was copied
     place = 0
@@ -25,6 +25,8 @@ def without_idle_copies(facts: Facts, instructions: Sequence[Instruction]) -> li
         elif isinstance(step, Free):
             if place < facts.death[step.storage]:
                 since.pop(step.storage, None)
+        elif isinstance(step, Fetch):  # what is computed from it may hold it for longer
+            since.pop(step.storage, None)
         elif isinstance(step, Discard):
             made = since.get(step.storage, {}).pop(step.tier, None)
             if made is not None:

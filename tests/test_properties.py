@@ -97,7 +97,9 @@ def test_what_is_copied_is_given_up_before_it_dies(rng, ops, where, policy, frac
             place = step.op + 1
         elif isinstance(step, Copy):
             used[step.storage, step.tier] = False
-        elif isinstance(step, Free) and place < trace.facts.death[step.storage]:
+        elif isinstance(step, Fetch) or (
+            isinstance(step, Free) and place < trace.facts.death[step.storage]
+        ):
             used |= {key: True for key in used if key[0] == step.storage}
         elif isinstance(step, Discard):
             assert used.pop((step.storage, step.tier))
