@@ -5,12 +5,15 @@
 Planned is the schedule that ran. Simulated is the shipped recording of the same model on `h200`,
 under the same policy and budget; nothing, where that gives another schedule than the one that ran,
 for it depends on the links as they were measured, or on what torch's allocator left of the budget.
+ALL stands for all kinds of operations.
 """
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from frontier_table import EVERYTHING
 
 from superneurons.machines import find_machine
 from superneurons.policies import find_policy
@@ -37,6 +40,7 @@ def row(line: dict[str, Any]) -> str:
     measured, peak = line["step_ns"], line["requested_peak"]
     equal = line["places"] - line["different_places"]
     time = time_off = ""
+    shown = policy.replace(EVERYTHING, "ALL")
     name = f"{line['model'].replace('_', '-')}-b{line['batch']}"
     if name in shipped():
         report = simulate(find_trace(name), find_policy(policy), MACHINE, line["budget"])
@@ -44,7 +48,7 @@ def row(line: dict[str, Any]) -> str:
             time = f"{report.step_time_ns / 1e6:,.1f}"
             time_off = f"{(report.step_time_ns / measured - 1) * 100:+.1f} %"
     return (
-        f"| {line['model']}, batch {line['batch']} | `{policy}`{budget} | {peak:,} "
+        f"| {line['model']}, batch {line['batch']} | `{shown}`{budget} | {peak:,} "
         f"| {line['predicted_peak'] - peak:+,} | {measured / 1e6:,.1f} "
         f"| {line['slower'] * 100:+.1f} % | {time} | {time_off} "
         f"| {line['places']:,}, {'all' if equal == line['places'] else equal} |"
