@@ -524,6 +524,12 @@ def test_hooks_of_the_users_own_win():
     assert runs.report.done["copy"] > 2
 
 
+@pytest.mark.parametrize("peer", ["cuda:0", "cuda:64", "the attic"])
+def test_a_peer_that_is_no_other_gpu_is_refused_by_name(peer):
+    with pytest.raises(InvalidInput, match=f"peer {peer} is no other GPU than cuda:0; there are: "):
+        Executor("liveness", device="cuda:0", peer=peer)
+
+
 # -- the tests can fail ----------------------------------------------------------------------------
 
 
