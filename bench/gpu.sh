@@ -2,12 +2,12 @@
 # All that is measured on a GPU, phase by phase, into a folder:
 #
 #     bash bench/gpu.sh OUT [tests] [budgets] [execute] [tight] [frontier] [beyond] [copies]
-#                           [plots] [explain] [truth] [ddp] [peer]
+#                           [plots] [explain] [truth] [ddp] [peer] [turns]
 #
 # ddp and peer want two GPUs. Several phases can run at once, each on a GPU of its own, by
 # CUDA_VISIBLE_DEVICES; MODELS="resnet50:128 gpt:8" has execute, tight and frontier of some alone.
 # On an H200: tests 3 minutes, budgets 2, execute 8, frontier 8, beyond 5, copies 1, plots 1,
-# explain 2, truth 8, ddp and peer 2. What is written is what bench/results/ holds, and what the
+# explain 2, truth 8, ddp and peer 2; turns has not run yet. What is written is what bench/results/ holds, and what the
 # tables are made of.
 set -u
 out=$1; shift
@@ -84,6 +84,14 @@ peer() {  # with AdamW, as everywhere, and without the states, which no schedule
     python3 bench/execute.py "$each" 8 liveness "$peer,release=immediate" \
       "$peer,release=4,lookahead=3" "$peer,release=6,lookahead=8" >> "$out/peer.jsonl"
   done
+}
+
+turns() {  # what waits for its host, beside plain steps of the same seconds
+  first="$again,kinds=norm/pool/matmul/elementwise/loss,least=5MB"
+  python3 bench/turns.py resnet314 16 liveness "$first,most=500MB" "$first,most=1GB" \
+    "$first,most=1500MB" "$first,most=2GB" "$first,most=1500MB!" "$again" >> "$out/turns.jsonl"
+  python3 bench/turns.py small_cnn 4 liveness baseline >> "$out/turns.jsonl"
+  python3 bench/turns.py densenet121 64 liveness >> "$out/turns.jsonl"
 }
 
 copies() { python3 bench/copies.py > "$out/copies.jsonl"; }
