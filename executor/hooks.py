@@ -24,6 +24,7 @@ from .plan import Hook, Look, Plan
 from .private import (
     address,
     backward_pass,
+    hooks_are_pushed,
     observed,
     pop_hooks,
     push_hooks,
@@ -83,8 +84,9 @@ class ExecutedStep(Duties):
     @contextmanager
     def hooked(self, *, whole: bool) -> Iterator[None]:
         """Have autograd call the hooks inside the block: for all that it saves, or as long as the
-        schedule has anything to do with what is saved."""
-        self._last = sys.maxsize if whole else self.plan.reach.last
+        schedule has anything to do with what is saved. Around hooks of the user's own it is always
+        all, for those would have the rest."""
+        self._last = sys.maxsize if whole or hooks_are_pushed() else self.plan.reach.last
         self._hooked = True
         push_hooks(self.pack, self.unpack)
         try:

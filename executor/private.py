@@ -225,6 +225,12 @@ pop_hooks: Callable[[], None] = torch._C._autograd._pop_saved_tensors_default_ho
 before comes back through its unpack hook all the same."""
 
 
+def hooks_are_pushed() -> bool:
+    """Whether anybody has hooks for what autograd saves. True where torch cannot tell."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(True) is not None
+
+
 raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", int)
 """Return the CUDA stream that is current on a device, as the driver knows it: in a tenth of the
 time that its Python object takes. Where torch is built without CUDA nobody asks."""

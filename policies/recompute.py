@@ -70,6 +70,7 @@ class _Recompute(Part):
             and not marked[s]
             and facts.nbytes[s] >= policy.least
             and facts.back[s] != leave + 1
+            and walk.free_to_claim(s)
         ]
         self._mine = [s for s in longest_idle(facts, cheap, policy.most) if walk.claim(s, self)]
         for s in self._mine:

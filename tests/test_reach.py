@@ -144,17 +144,40 @@ def test_where_no_hook_is_autograd_itself_sees_what_is_modified_in_place(policy)
         trained([lambda y: y.exp().mul_(2)], runs)
 
 
-def test_hooks_of_the_user_are_the_users_before_and_after():
+def test_hooks_of_the_user_around_a_step_see_nothing_of_it_however_often_it_runs():
+    ends = [usual] * (WATCHED + 4)
     seen = []
-    runs = executor("liveness")
-    trained([usual] * 3, runs)
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: seen.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
-    ):
-        trained([usual], runs)  # ours end in it, and what comes then is the user's
-        inside = len(seen)
+
+    def pack(tensor):
+        seen.append(tuple(tensor.shape))
+        return tensor.bfloat16()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor.float()):
+        found = trained(ends, runs := executor("liveness"))
+        assert seen == []
         torch.ones(3, requires_grad=True).exp()
-    assert inside > 0
-    assert seen[inside:] == [(3,)]
+    torch.ones(4, requires_grad=True).exp()
+    assert seen == [(3,)]
+    assert runs.report.mode == "executed"
+    for mine, yours in zip(found, trained(ends, None), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, yours, strict=True))
+
+
+def test_hooks_of_the_user_inside_a_step_are_the_users():
+    runs, seen = executor("liveness"), []
+
+    def end(y):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: seen.append(1) or tensor, lambda tensor: tensor
+        ):
+            return y.sigmoid()
+
+    ends, counts = [end] * 6, []
+    torch.manual_seed(0)
+    for _ in ends:
+        before = len(seen)
+        trained([end], runs)
+        counts.append(len(seen) - before)
+    assert counts == [1] * 6
     torch.ones(3, requires_grad=True).exp()
-    assert len(seen) == inside + 1
+    assert len(seen) == 6

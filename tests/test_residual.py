@@ -7,7 +7,7 @@ import pytest
 from superneurons.machines import find_machine
 from superneurons.policies import decide, find_policy
 from superneurons.policies.kinds import checkpoints
-from superneurons.schedules import Rerun
+from superneurons.schedules import Copy, Rerun
 from superneurons.traces import find_trace, random_trace
 from superneurons.traces.resnet import residual_network
 from superneurons.traces.step import training_step
@@ -129,3 +129,18 @@ def test_no_more_is_dropped_than_asked_for_and_what_forward_makes_first(most):
     idle = [back - leave for back, leave in zip(facts.back, facts.leave, strict=True)]
     for s in dropped:
         assert all(idle[s] > idle[t] for t in other if facts.nbytes[t] == facts.nbytes[s])
+
+
+def test_the_bound_is_of_what_nobody_else_sends_away():
+    """Offload in front claims the convolutions that idle for longest; as many bytes are dropped."""
+    facts = find_trace("resnet50-b128").facts
+    policy = find_policy(
+        "liveness+offload:kinds=activation/conv,most=2GB,release=immediate"
+        "+recompute:kinds=norm/pool/matmul/elementwise/loss,most=2GB"
+    )
+    schedule = decide(policy, facts.trace, find_machine("h200")).schedule
+    sent = {each.storage for each in schedule.instructions if isinstance(each, Copy)}
+    again = {each.op for each in schedule.instructions if isinstance(each, Rerun)}
+    dropped = {s for op in again for s in facts.fresh[op]} - sent
+    assert sent
+    assert 1_500_000_000 < sum(facts.nbytes[s] for s in dropped) <= 2_000_000_000

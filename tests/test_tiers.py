@@ -179,3 +179,11 @@ def test_what_is_small_stays():
     ).schedule.instructions
     assert min(trace.facts.nbytes[s.storage] for s in sent if isinstance(s, Copy)) >= MIB
     assert large.step_time_ns <= every.step_time_ns
+
+
+def test_a_tier_that_idle_copies_alone_had_filled_is_not_called_full():
+    """Without a bound pressure sends copies away that are never needed: none is made, all fit."""
+    machine = find_machine("k40c:host_memory=300MiB")
+    schedule = decide("liveness+offload:release=pressure", ALEXNET, machine).schedule
+    assert [step for step in schedule.instructions if isinstance(step, Copy)] == []
+    assert schedule.full_tiers == ()
