@@ -1,6 +1,7 @@
 # Everything from nothing: `make demo`, `make test`. Only python3 (3.11 or newer) is needed first.
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint wheel bench clean
@@ -13,7 +14,7 @@ demo: $(VENV)/demo
 	@echo "demo/alexnet.png is the memory over the step, demo/alexnet.json a timeline for ui.perfetto.dev"
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
