@@ -139,6 +139,7 @@ class Course:
                 self._fruitless += 1
             else:  # another model of the same kind
                 self.plans[known.look] = self.usual = Plan(recorded, known.decided)
+                self._steady = 0
             self.recording = None
             return
         allocator = site.backend.allocator
