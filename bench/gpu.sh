@@ -52,7 +52,7 @@ execute() {
 tight() {  # default segments would take much more than is asked for
   export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
   run resnet50 128 liveness+offload:release=pressure@0.7
-  run unet 8 liveness+offload:release=pressure@0.8 liveness+cache@0.6
+  run unet 8 liveness+offload:release=pressure@0.8 liveness+cache@0.6 liveness+cache@0.5
   run bert 32 liveness+offload:release=pressure@0.9 liveness+cache@0.7
   unset PYTORCH_CUDA_ALLOC_CONF
 }

@@ -18,6 +18,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
+from execute import run
 from frontier import DEVICE, SMALL, make
 from timing import CUDA, HOST, LATE, LEAST, synchronize
 
@@ -58,8 +59,8 @@ def turns(
     taken: dict[str, list[tuple[Taken, Taken, Taken]]] = {policy: [] for policy in policies}
     for _ in range(rounds):
         before = few(step)
-        for policy, (_, run) in runs:
-            ours, after = few(run), few(step)
+        for policy, (_, by_ours) in runs:
+            ours, after = few(by_ours), few(step)
             taken[policy].append((before, ours, after))
             before = after
     for policy, (executor, _) in runs:
@@ -87,24 +88,19 @@ def by_schedule(step: Callable[[], None], policy: str) -> tuple[Executor, Callab
     executor = Executor(
         policy.removesuffix("!"), device=DEVICE, assume_constant=policy.endswith("!")
     )
-    run = partial(within, executor, step)
+    again = partial(run, step, executor)
     for _ in range(WARM):
-        run()
-    return executor, run
+        again()
+    return executor, again
 
 
-def within(executor: Executor, step: Callable[[], None]) -> None:
-    with executor.step():
-        step()
-
-
-def few(run: Callable[[], None]) -> Taken:
+def few(once: Callable[[], None]) -> Taken:
     """Run a few steps; return the median of their times, and the longest loop beside them."""
     times, loops = [], [HOST.now_ns()]
     for _ in range(FEW):
         synchronize()
         begin = time.perf_counter_ns()
-        run()
+        once()
         synchronize()
         times.append(time.perf_counter_ns() - begin)
         loops.append(HOST.now_ns())
