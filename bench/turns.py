@@ -4,8 +4,9 @@
 
 In each round every policy has a few steps, and a few plain steps stand before and after them, all
 of one model. `ratio` is the median, over rounds, of what a policy's steps take beside the mean of
-the plain ones around them, each the median of its few; `quartiles` are its spread, and `rounds`
-those that count: in which the host was as fast as it is (`timing.py`), or all if they are too few.
+the plain ones around them, each the median of its few, and `quartiles` are its spread. `rounds` are
+those in which the host was as fast as it is (`timing.py`), and all: the former count, or all if
+those are too few.
 """
 
 import argparse
@@ -39,6 +40,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--small", action="store_true", help="try it out with a small network")
     asked = parser.parse_intermixed_args()
+    if asked.small and asked.model not in SMALL:
+        parser.error(f"there is no small {asked.model}: --small has {', '.join(SMALL)}")
     sizes = SMALL[asked.model] if asked.small else {"batch": asked.batch}
     about = {
         "model": asked.model,
@@ -65,9 +68,8 @@ def turns(
             before = after
     for policy, (executor, _) in runs:
         every = taken[policy]
-        counted = [each for each in every if max(loop for _, loop in each) <= LATE * HOST.least_ns]
-        if len(counted) < LEAST:
-            counted = every
+        fast = [each for each in every if max(loop for _, loop in each) <= LATE * HOST.least_ns]
+        counted = fast if len(fast) >= LEAST else every
         ratios = [ours[0] / ((a[0] + b[0]) / 2) for a, ours, b in counted]
         report = executor.report
         assert report is not None
@@ -75,7 +77,7 @@ def turns(
             "policy": policy,
             "ratio": round(median(ratios), 4),
             "quartiles": [round(each, 4) for each in quantiles(ratios, n=4)],
-            "rounds": [len(counted), len(every)],
+            "rounds": [len(fast), len(every)],
             "step_ns": round(median(ours[0] for _, ours, _ in counted)),
             "plain_ns": round(median(each[0] for a, _, b in counted for each in (a, b))),
             "planned_peak": executor.plans[0].ledger.device_peak_nbytes,
