@@ -88,10 +88,14 @@ peer() {  # with AdamW, as everywhere, and without the states, which no schedule
 
 turns() {  # what waits for its host, beside plain steps of the same seconds
   first="$again,kinds=norm/pool/matmul/elementwise/loss,least=5MB"
-  python3 bench/turns.py resnet314 16 liveness "$first,most=500MB" "$first,most=1GB" \
-    "$first,most=1500MB" "$first,most=2GB" "$first,most=1500MB!" "$again" >> "$out/turns.jsonl"
+  python3 bench/turns.py resnet314 16 liveness "$first,most=1GB" "$first,most=1300MB" \
+    "$first,most=1500MB" "$first,most=1500MB!" "$first,most=2GB" "$again" >> "$out/turns.jsonl"
   python3 bench/turns.py small_cnn 4 liveness baseline >> "$out/turns.jsonl"
   python3 bench/turns.py densenet121 64 liveness >> "$out/turns.jsonl"
+  if [ "$(nvidia-smi -L | wc -l)" -gt 1 ]; then
+    python3 bench/turns.py gpt 8 "$peer,release=4,lookahead=3" "$peer,release=6,lookahead=8" \
+      >> "$out/turns.jsonl"
+  fi
 }
 
 copies() { python3 bench/copies.py > "$out/copies.jsonl"; }

@@ -6,7 +6,7 @@ In each round every policy has a few steps, and a few plain steps stand before a
 of one model. `ratio` is the median, over rounds, of what a policy's steps take beside the mean of
 the plain ones around them, each the median of its few, and `quartiles` are its spread. `rounds` are
 those in which the host was as fast as it is (`timing.py`), and all: the former count, or all if
-those are too few.
+those are too few. A policy that sends to the peer has the next GPU for it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from execute import run
+from execute import PEER, run
 from frontier import DEVICE, SMALL, make
 from timing import CUDA, HOST, LATE, LEAST, synchronize
 
@@ -60,6 +60,9 @@ def turns(
     """Yield a line for each policy; what ends with ! is not looked at in forward."""
     runs = [(policy, by_schedule(step, policy)) for policy in policies]
     taken: dict[str, list[tuple[Taken, Taken, Taken]]] = {policy: [] for policy in policies}
+    for _, (_, by_ours) in runs:  # what a plain step leaves on the device has a step recorded again
+        few(step)
+        few(by_ours)
     for _ in range(rounds):
         before = few(step)
         for policy, (_, by_ours) in runs:
@@ -88,7 +91,10 @@ def turns(
 
 def by_schedule(step: Callable[[], None], policy: str) -> tuple[Executor, Callable[[], None]]:
     executor = Executor(
-        policy.removesuffix("!"), device=DEVICE, assume_constant=policy.endswith("!")
+        policy.removesuffix("!"),
+        device=DEVICE,
+        peer=PEER if "tier=peer" in policy else None,
+        assume_constant=policy.endswith("!"),
     )
     again = partial(run, step, executor)
     for _ in range(WARM):
