@@ -7,8 +7,8 @@
 # ddp and peer want two GPUs. Several phases can run at once, each on a GPU of its own, by
 # CUDA_VISIBLE_DEVICES; MODELS="resnet50:128 gpt:8" has execute, tight and frontier of some alone.
 # On an H200: tests 3 minutes, budgets 2, execute 8, frontier 8, beyond 5, copies 1, plots 1,
-# explain 2, truth 8, ddp and peer 2; turns has not run yet. What is written is what bench/results/
-# holds, and what the tables are made of.
+# explain 2, truth 8, ddp 1, peer 3, turns 7. What is written is what bench/results/ holds, and what
+# the tables are made of.
 set -u
 out=$1; shift
 mkdir -p "$out"
@@ -88,8 +88,9 @@ peer() {  # with AdamW, as everywhere, and without the states, which no schedule
 
 turns() {  # what waits for its host, beside plain steps of the same seconds
   first="$again,kinds=norm/pool/matmul/elementwise/loss,least=5MB"
-  python3 bench/turns.py resnet314 16 liveness "$first,most=1GB" "$first,most=1300MB" \
-    "$first,most=1500MB" "$first,most=1500MB!" "$first,most=2GB" "$again" >> "$out/turns.jsonl"
+  python3 bench/turns.py resnet314 16 liveness "$first,most=1GB" "$first,most=1150MB" \
+    "$first,most=1300MB" "$first,most=1500MB" "$first,most=1500MB!" "$first,most=2GB" "$again" \
+    >> "$out/turns.jsonl"
   python3 bench/turns.py small_cnn 4 liveness baseline >> "$out/turns.jsonl"
   python3 bench/turns.py densenet121 64 liveness >> "$out/turns.jsonl"
   if [ "$(nvidia-smi -L | wc -l)" -gt 1 ]; then
@@ -117,6 +118,10 @@ explain() {  # bound by the GPU, by the link, by what runs again, and by its hos
   clock resnet50:batch=128 "$again" resnet50-b128
   clock densenet121:batch=64 liveness densenet121-b64
   clock small_cnn:batch=4 liveness small-cnn-b4
+  # and held to half its peak, which is little for what cuDNN would have
+  PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True python3 -m superneurons run \
+    superneurons.zoo:unet:batch=8 --policy liveness+cache --budget 6220181187 --times unet-b8 \
+    --explain --log "$out/held.jsonl" >> "$out/explained.txt" 2>&1
 }
 
 truth() { python3 bench/truth.py "$out/recordings" > "$out/truth.jsonl"; }
