@@ -7,7 +7,7 @@
 # ddp and peer want two GPUs. Several phases can run at once, each on a GPU of its own, by
 # CUDA_VISIBLE_DEVICES; MODELS="resnet50:128 gpt:8" has execute, tight and frontier of some alone.
 # On an H200: tests 3 minutes, budgets 2, execute 8, frontier 8, beyond 5, copies 1, plots 1,
-# explain 2, truth 8, ddp 1, peer 3, turns 7. What is written is what bench/results/ holds, and what
+# explain 2, truth 8, ddp 1, peer 4, turns 6. What is written is what bench/results/ holds, and what
 # the tables are made of.
 set -u
 out=$1; shift
@@ -84,6 +84,8 @@ peer() {  # with AdamW, as everywhere, and without the states, which no schedule
     python3 bench/execute.py "$each" 8 liveness "$peer,release=immediate" \
       "$peer,release=4,lookahead=3" "$peer,release=6,lookahead=8" >> "$out/peer.jsonl"
   done
+  python3 bench/turns.py gpt 8 "$peer,release=4,lookahead=3" "$peer,release=6,lookahead=8" \
+    >> "$out/turns.jsonl"
 }
 
 turns() {  # what waits for its host, beside plain steps of the same seconds
@@ -93,10 +95,6 @@ turns() {  # what waits for its host, beside plain steps of the same seconds
     >> "$out/turns.jsonl"
   python3 bench/turns.py small_cnn 4 liveness baseline >> "$out/turns.jsonl"
   python3 bench/turns.py densenet121 64 liveness >> "$out/turns.jsonl"
-  if [ "$(nvidia-smi -L | wc -l)" -gt 1 ]; then
-    python3 bench/turns.py gpt 8 "$peer,release=4,lookahead=3" "$peer,release=6,lookahead=8" \
-      >> "$out/turns.jsonl"
-  fi
 }
 
 copies() { python3 bench/copies.py > "$out/copies.jsonl"; }
@@ -118,7 +116,7 @@ explain() {  # bound by the GPU, by the link, by what runs again, and by its hos
   clock resnet50:batch=128 "$again" resnet50-b128
   clock densenet121:batch=64 liveness densenet121-b64
   clock small_cnn:batch=4 liveness small-cnn-b4
-  # and held to half its peak, which is little for what cuDNN would have
+  # and held to half its peak
   PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True python3 -m superneurons run \
     superneurons.zoo:unet:batch=8 --policy liveness+cache --budget 6220181187 --times unet-b8 \
     --explain --log "$out/held.jsonl" >> "$out/explained.txt" 2>&1
