@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 import torch
-from frontier import make
+from frontier import executor_of, make
 from timing import timed
 
 import superneurons.zoo as zoo
@@ -29,7 +29,6 @@ from superneurons.sim import simulate_schedule
 from superneurons.traces import find_trace, shipped
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PEER = "cuda:1" if torch.cuda.device_count() > 1 else None
 SMALL: dict[str, dict[str, int]] = {
     "small_cnn": {"batch": 4},
     "resnet50": {"batch": 4, "image": 64},
@@ -156,8 +155,7 @@ def measure(name: str, batch: int, policies: Any) -> Iterator[dict[str, Any]]:
         budget = int(plain["requested_peak"] * float(share)) if share else None
         line: dict[str, Any] = {"model": name, "batch": batch, "policy": each, "budget": budget}
         try:
-            peer = PEER if "tier=peer" in policy else None
-            executor = Executor(policy, budget=budget, device=DEVICE, peer=peer, times=times)
+            executor = executor_of(policy, budget, times)
             # two are recorded, and two warm up
             found = timed(partial(run, step, executor), time.perf_counter() + SECONDS, 4)
             line |= found | {"slower": round(found["step_ns"] / plain["step_ns"] - 1, 4)}

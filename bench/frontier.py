@@ -56,6 +56,7 @@ from superneurons.traces import Trace, find_trace, shipped
 from superneurons.zoo.step import Step
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
+PEER = "cuda:1" if torch.cuda.device_count() > 1 else None
 PLAIN = ("plain", "plain again")
 RIVALS = ("checkpoint", "sqrt", "selective", "save_on_cpu", "overlapped")
 # Everything that autograd keeps, not the paper's checkpoints alone.
@@ -134,8 +135,7 @@ def main() -> None:
         lines = check(asked.rest or list(SMALL))
     else:
         batch, *methods = asked.rest
-        small = {"batch": int(batch)} if not asked.small else SMALL[asked.model]
-        build = partial(make, asked.model, **small)
+        build = partial(make, asked.model, **sizes_of(asked.model, int(batch), small=asked.small))
         also = next((ALSO[each] for each in ALSO if asked.model.startswith(each)), ())
         methods = methods or [*RIVALS, *OURS, *also]
         lines = measure(build, methods, asked.seconds, recording_of(asked.model, batch))
@@ -160,6 +160,13 @@ def make(name: str, **sizes: int) -> Step:
             return zoo.resnet(6, 32, blocks_of(int(depth)), 6, **sizes)
         step: Step = getattr(zoo, name.removesuffix("_sgd"))(**sizes)
     return without_states(step) if name.endswith("_sgd") else step
+
+
+def sizes_of(model: str, batch: int, *, small: bool) -> dict[str, int]:
+    """Return what to build a model with: the batch, or what makes it small."""
+    if small and model not in SMALL:
+        raise SystemExit(f"there is no small {model}: --small has {', '.join(SMALL)}")
+    return SMALL[model] if small else {"batch": batch}
 
 
 def without_states(step: Step) -> Step:
@@ -306,17 +313,26 @@ def measure(
         clear()
 
 
+def executor_of(
+    policy: str, budget: int | None = None, times: Trace | str | None = None
+) -> Executor:
+    """Return an executor by a policy: one with ! does without looking at forward, and one that
+    sends to the peer has the next GPU for it."""
+    return Executor(
+        policy.removesuffix("!"),
+        budget=budget,
+        device=DEVICE,
+        peer=PEER if "tier=peer" in policy else None,
+        times=times,
+        assume_constant=policy.endswith("!"),
+    )
+
+
 def ours(
     policy: str, budget: int | None, step: Callable[[], object], deadline: float, like: str
 ) -> dict[str, Any]:
     """Return what a policy costs, beside what its plan says."""
-    executor = Executor(
-        policy.removesuffix("!"),
-        budget=budget,
-        device=DEVICE,
-        times=like if like in shipped() else None,
-        assume_constant=policy.endswith("!"),
-    )
+    executor = executor_of(policy, budget, like if like in shipped() else None)
     if budget is not None:
         executor.backend.hold_to(budget)
 

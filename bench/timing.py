@@ -44,6 +44,10 @@ class Host:
         self.least_ns = min(self.least_ns, *taken)
         return min(taken)
 
+    def is_fast(self, loop_ns: int) -> bool:
+        """Whether a loop of now says that the host is about as fast as it can be."""
+        return loop_ns <= LATE * self.least_ns
+
 
 HOST = Host()
 
@@ -103,7 +107,7 @@ def _enough(times: list[tuple[int, int]], began: float, deadline: float) -> bool
 
 def _steady(times: list[tuple[int, int]]) -> list[int]:
     """Return the steps beside which the host was as fast as it is."""
-    return [taken for taken, loop in times if loop <= LATE * HOST.least_ns]
+    return [taken for taken, loop in times if HOST.is_fast(loop)]
 
 
 def synchronize() -> None:

@@ -19,9 +19,9 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from execute import PEER, run
-from frontier import DEVICE, SMALL, make
-from timing import CUDA, HOST, LATE, LEAST, synchronize
+from execute import run
+from frontier import executor_of, make, sizes_of
+from timing import CUDA, HOST, LEAST, synchronize
 
 from superneurons.executor import Executor
 
@@ -40,9 +40,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--small", action="store_true", help="try it out with a small network")
     asked = parser.parse_intermixed_args()
-    if asked.small and asked.model not in SMALL:
-        parser.error(f"there is no small {asked.model}: --small has {', '.join(SMALL)}")
-    sizes = SMALL[asked.model] if asked.small else {"batch": asked.batch}
+    sizes = sizes_of(asked.model, asked.batch, small=asked.small)
     about = {
         "model": asked.model,
         "batch": asked.batch,
@@ -71,7 +69,7 @@ def turns(
             before = after
     for policy, (executor, _) in runs:
         every = taken[policy]
-        fast = [each for each in every if max(loop for _, loop in each) <= LATE * HOST.least_ns]
+        fast = [each for each in every if all(HOST.is_fast(loop) for _, loop in each)]
         counted = fast if len(fast) >= LEAST else every
         ratios = [ours[0] / ((a[0] + b[0]) / 2) for a, ours, b in counted]
         report = executor.report
@@ -90,12 +88,7 @@ def turns(
 
 
 def by_schedule(step: Callable[[], None], policy: str) -> tuple[Executor, Callable[[], None]]:
-    executor = Executor(
-        policy.removesuffix("!"),
-        device=DEVICE,
-        peer=PEER if "tier=peer" in policy else None,
-        assume_constant=policy.endswith("!"),
-    )
+    executor = executor_of(policy)
     again = partial(run, step, executor)
     for _ in range(WARM):
         again()
