@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, final
 from ..errors import InvalidInput
 from ..notation import NBytes
 from ..schedules import Copy, Fetch, Free
+from ..traces import Facts
 from .base import Component, Part, Wish
-from .bound import longest_idle
+from .bound import claimed
 from .kinds import CHECKPOINT_KINDS, checkpoints
 from .turns import Turns
 
@@ -76,7 +77,7 @@ class _Offload(Part):
     def __init__(self, policy: Offload, walk: "Walk") -> None:
         self._policy = policy
         self._walk = walk
-        self._mine = [s for s in _wanted(policy, walk) if walk.claim(s, self)]
+        self._mine = claimed(walk, self, _wanted(policy, walk.facts), policy.most)
         self._leaving: dict[int, list[int]] = {}
         self._coming: dict[int, list[int]] = {}
         self._outgoing: deque[tuple[int, int]] = deque()  # (its last forward use, storage)
@@ -150,16 +151,14 @@ class _Offload(Part):
             self._returned.last((s,))
 
 
-def _wanted(policy: Offload, walk: "Walk") -> list[int]:
+def _wanted(policy: Offload, facts: Facts) -> list[int]:
     """Return the checkpoints that are to leave; the others are somebody else's to drop."""
-    facts = walk.facts
     marked = checkpoints(facts, policy.kinds)
-    wanted = [
+    return [
         s
         for s, leave in enumerate(facts.leave)
-        if leave >= 0 and marked[s] and facts.nbytes[s] >= policy.least and walk.free_to_claim(s)
+        if leave >= 0 and marked[s] and facts.nbytes[s] >= policy.least
     ]
-    return longest_idle(facts, wanted, policy.most)
 
 
 def _delay(release: str) -> int | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 from ..notation import NBytes
 from ..schedules import Free
 from .base import Component, Part, Wish
-from .bound import longest_idle
+from .bound import claimed
 from .kinds import CHECKPOINT_KINDS, checkpoints
 from .turns import Turns
 
@@ -70,9 +70,8 @@ class _Recompute(Part):
             and not marked[s]
             and facts.nbytes[s] >= policy.least
             and facts.back[s] != leave + 1
-            and walk.free_to_claim(s)
         ]
-        self._mine = [s for s in longest_idle(facts, cheap, policy.most) if walk.claim(s, self)]
+        self._mine = claimed(walk, self, cheap, policy.most)
         for s in self._mine:
             walk.hold(s)
         self._drops: dict[int, list[int]] = {}

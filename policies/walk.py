@@ -56,10 +56,6 @@ class Walk:
         """Ask to see to a managed storage during its idle time; the first who asks gets it."""
         return self.facts.managed[storage] and self._owner.setdefault(storage, part) is part
 
-    def free_to_claim(self, storage: int) -> bool:
-        """Whether a storage is managed and nobody has claimed it so far."""
-        return self.facts.managed[storage] and storage not in self._owner
-
     def hold(self, storage: int) -> None:
         """Announce a drop: what *storage* is computed from stays obtainable until it dies."""
         self._wanted.append(storage)
