@@ -52,8 +52,11 @@ class Host:
 HOST = Host()
 
 
-def timed(step: Callable[[], object], deadline: float, warm: int) -> dict[str, Any]:
-    """Return the median time of a step, and the peaks, as far as time allows.
+def timed(
+    step: Callable[[], object], deadline: float, warm: int, least: int = LEAST
+) -> dict[str, Any]:
+    """Return the median time of a step, and the peaks, as far as time allows, of *least* steps or
+    more.
 
     "steps" are those that count, "spread" is theirs; "all" are the number, the median and the
     slowest of all, "host_ns" the shortest and the longest loop beside them.
@@ -66,7 +69,7 @@ def timed(step: Callable[[], object], deadline: float, warm: int) -> dict[str, A
     times: list[tuple[int, int]] = []
     peaks = []
     began = time.perf_counter()
-    while not _enough(times, began, deadline):
+    while len(times) < least or not _enough(times, began, deadline):
         if CUDA:
             torch.cuda.reset_peak_memory_stats()
         before = HOST.now_ns()
