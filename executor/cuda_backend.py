@@ -125,9 +125,7 @@ class CudaBackend(Backend):
         # Whoever had these bytes before may still be computing with them: not before that is over.
         stream.wait_event(self._compute.record_event())
         pairs = list(zip(back, blocks, strict=True))
-        if tier != "peer":
-            return back, self._copy(pairs, stream, after, "in")
-        with torch.cuda.stream(self._far):
+        with torch.cuda.stream(self._far if tier == "peer" else None):
             return back, self._copy(pairs, stream, after, "in")
 
     def wait(self, ticket: torch.cuda.Event) -> None:

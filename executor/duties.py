@@ -102,8 +102,7 @@ class Duties:
 
     def _there(self, s: int) -> Entry | None:
         """Return a storage's entry; None if the graph is gone, or if it had to stay."""
-        watch = self._entries.get(s)
-        entry = None if watch is None else watch()
+        entry = self._entry_of(s)
         return None if entry is None or entry.kept else entry
 
     def _copy(self, storages: Sequence[int], tier: str) -> None:
