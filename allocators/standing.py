@@ -19,6 +19,13 @@ _OTHERS: Final = WORKSPACE - (1 << 32)
 """The first number, downwards, of blocks that are no storage's."""
 
 
+class Taken(NamedTuple):
+    """What an allocator has given out in blocks, and what it has of the device for them."""
+
+    allocated_nbytes: int
+    reserved_nbytes: int
+
+
 class Standing(NamedTuple):
     """The segments of a process, and the *stream* that its steps compute on.
 
@@ -32,11 +39,14 @@ class Standing(NamedTuple):
     addresses: Mapping[int, int]
 
     @property
-    def apart_nbytes(self) -> int:
-        """The bytes that steps cannot use: segments of other streams, of private pools, or from
-        before the setting was changed."""
-        ours = sum(segment.nbytes for segment in self._ours)
-        return sum(segment.nbytes for segment in self.segments) - ours
+    def apart(self) -> Taken:
+        """What steps cannot use: segments of other streams, of private pools, or from before the
+        setting was changed."""
+        ours, everything = _taken(self._ours), _taken(self.segments)
+        return Taken(
+            everything.allocated_nbytes - ours.allocated_nbytes,
+            everything.reserved_nbytes - ours.reserved_nbytes,
+        )
 
     def allocator(self, facts: Facts, limit: int) -> tuple[CachingAllocator, dict[int, int]]:
         """Return an allocator that stands like this, of *limit* bytes without those apart, and the
@@ -96,3 +106,8 @@ class Standing(NamedTuple):
             if there := by_size.get(facts.nbytes[s]):
                 found[there.pop()] = s
         return found
+
+
+def _taken(segments: Sequence[Segment]) -> Taken:
+    used = sum(block.nbytes for each in segments for block in each.blocks if block.used)
+    return Taken(used, sum(each.nbytes for each in segments))

@@ -25,6 +25,7 @@ from timing import timed
 
 import superneurons.zoo as zoo
 from superneurons.executor import Executor
+from superneurons.executor.run import taken_by
 from superneurons.sim import simulate_schedule
 from superneurons.traces import find_trace, shipped
 
@@ -178,9 +179,11 @@ def predicted(executor: Executor) -> dict[str, Any]:
     plan = executor.plans[0]
     machine = msgspec.structs.replace(executor.machine, allocator=executor.backend.allocator)
     report = simulate_schedule(plan.proved, plan.schedule, machine)
+    taken = taken_by(plan, report)
     return {
         "predicted_peak": report.device_peak_bytes,
-        "predicted_reserved": plan.decided.reserved_nbytes or report.reserved_peak_bytes,
+        "predicted_allocated": taken.allocated_nbytes,
+        "predicted_reserved": taken.reserved_nbytes,
         "predicted_step_ns": report.step_time_ns,
         "predicted_stall_ns": report.stall_ns,
         "times": plan.trace.times,

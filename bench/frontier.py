@@ -47,6 +47,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 import superneurons.zoo as zoo
 from superneurons.executor import Executor
 from superneurons.executor.plan import Plan
+from superneurons.executor.run import taken_by
 from superneurons.machines import Machine
 from superneurons.policies import Decision
 from superneurons.reports import explain
@@ -369,11 +370,12 @@ def predicted(executor: Executor, like: str) -> dict[str, Any]:
     plan = executor.plans[0]
     trace, machine, times = simulated(executor, plan, like)
     report = play(trace, Decision(plan.schedule, plan.ledger), machine)
+    taken = taken_by(plan, report)
     return {
         "step_ns": report.step_time_ns,
         "requested_peak": report.device_peak_bytes,
-        "allocated_peak": report.allocated_peak_bytes,
-        "reserved_peak": plan.decided.reserved_nbytes or report.reserved_peak_bytes,
+        "allocated_peak": taken.allocated_nbytes,
+        "reserved_peak": taken.reserved_nbytes,
         "replays": report.recomputed_ops,
         "replayed_ns": report.recomputed_ns,
         "stall_ns": report.stall_ns,

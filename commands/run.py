@@ -112,15 +112,16 @@ def _conclude(report: "RunReport") -> None:
     predicted, found = report.predicted_peak_bytes, report.measured_peak_bytes
     if predicted is None:
         return
-    measured = "not measured here" if found is None else f"measured {format_bytes(found)}"
+    measured = ", not measured here" if found is None else ""
     click.echo(
-        f"{report.model} under {report.policy}: peak {format_bytes(predicted)} predicted, "
-        f"{measured}"
+        f"{report.model} under {report.policy}: peak {format_bytes(predicted)} predicted{measured}"
     )
-    if report.predicted_reserved_bytes is not None and report.reserved_peak_bytes is not None:
+    blocks, reserved = report.predicted_allocated_bytes, report.predicted_reserved_bytes
+    there = report.reserved_peak_bytes
+    if blocks and reserved and found and there:
         click.echo(
-            f"torch's allocator: {format_bytes(report.predicted_reserved_bytes)} reserved by its "
-            f"model, {format_bytes(report.reserved_peak_bytes)} measured"
+            f"torch's allocator: {format_bytes(blocks)} in blocks and {format_bytes(reserved)} "
+            f"reserved by its model, {format_bytes(found)} and {format_bytes(there)} measured"
         )
     if report.predicted_step_time_ns is not None and report.step_time_ns is not None:
         by = "a recording's times" if report.times == "measured" else "the machine's roofline"

@@ -11,6 +11,7 @@ import msgspec
 import torch
 from msgspec import Struct
 
+from ..allocators.standing import Taken
 from ..errors import DoesNotFit, InvalidInput
 from ..machines import Machine
 from ..notation import format_bytes
@@ -39,10 +40,12 @@ class RunReport(Struct, frozen=True, kw_only=True):
     """A few steps of one model under one policy: what was predicted, and what was measured.
 
     Peaks are bytes on the device, None where a device does not count them; the measured ones are
-    those of the executed steps alone. *times* says what the predicted step time is made of:
-    "measured" times of a recording, or a "roofline". *steps* are all of them, in order. *readings*
-    are the bytes before each operation of one more step, and *explanation* is of a few that were
-    clocked, if they were asked for.
+    those of the executed steps alone. *predicted_peak_bytes* are what is asked for,
+    *predicted_allocated_bytes* the blocks that the allocator gives for it, as
+    *measured_peak_bytes* are (`torch.cuda.max_memory_allocated`). *times* says what the predicted
+    step time is made of: "measured" times of a recording, or a "roofline". *steps* are all of them,
+    in order. *readings* are the bytes before each operation of one more step, and *explanation* is
+    of a few that were clocked, if they were asked for.
     """
 
     model: str
@@ -50,6 +53,7 @@ class RunReport(Struct, frozen=True, kw_only=True):
     budget_bytes: int | None
     machine: str
     predicted_peak_bytes: int | None
+    predicted_allocated_bytes: int | None
     predicted_reserved_bytes: int | None
     predicted_step_time_ns: int | None
     times: str
@@ -133,9 +137,10 @@ def run_function(
         runs.audit = True
         list(_run(runs, step, 1, name))
     expected = _expected(runs, predict)
+    taken = None if expected is None else taken_by(runs.plans[-1], expected)
     explanation = None
     if foresee is not None and clocked:
-        peak = _peak(runs, clocked[-1].plan, expected, measured)
+        peak = _peak(runs, clocked[-1].plan, taken, measured)
         explanation = _explained(runs, clocked, foresee, peak)
     done = [i for i, report in enumerate(reports) if report.mode == "executed"]
     last = reports[-1]
@@ -145,7 +150,8 @@ def run_function(
         budget_bytes=runs.budget,
         machine=runs.machine.name,
         predicted_peak_bytes=None if expected is None else expected.device_peak_bytes,
-        predicted_reserved_bytes=_reserved(runs, expected),
+        predicted_allocated_bytes=None if taken is None else taken.allocated_nbytes,
+        predicted_reserved_bytes=None if taken is None else taken.reserved_nbytes,
         predicted_step_time_ns=None if expected is None else expected.step_time_ns,
         times=runs.plans[-1].trace.times if runs.plans else "none",
         measured_peak_bytes=measured,
@@ -170,13 +176,11 @@ def _expected(runs: Executor, predict: Predict) -> Report | None:
     return predict(plan.proved, plan.schedule, _machine(runs))
 
 
-def _reserved(runs: Executor, expected: Report | None) -> int | None:
-    """Return what the allocator should reserve: in this process, if its model knows that, else in
-    one that begins with this schedule."""
-    if expected is None:
-        return None
-    known = runs.plans[-1].decided.reserved_nbytes
-    return expected.reserved_peak_bytes if known is None else known
+def taken_by(plan: Plan, expected: Report) -> Taken:
+    """Return what the allocator should take at most by a plan: in this process, if its model knows
+    that, else in the one of the report, which begins with this schedule."""
+    fresh = Taken(expected.allocated_peak_bytes, expected.reserved_peak_bytes)
+    return plan.decided.peaks or fresh
 
 
 def _machine(runs: Executor) -> Machine:
@@ -194,7 +198,7 @@ def _explained(
 
 
 def _peak(
-    runs: Executor, plan: Plan, expected: Report | None, measured: int | None
+    runs: Executor, plan: Plan, taken: Taken | None, measured: int | None
 ) -> PeakReading | None:
     readings, differences = runs.readings, runs.differences
     if not readings:
@@ -210,7 +214,7 @@ def _peak(
         places=len(readings),
         different=len(differences),
         first_op=differences[0].op if differences else None,
-        planned_blocks_nbytes=None if expected is None else expected.allocated_peak_bytes,
+        planned_blocks_nbytes=None if taken is None else taken.allocated_nbytes,
         found_blocks_nbytes=measured,
     )
 

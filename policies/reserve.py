@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from ..allocators import Allocator, new_allocator, occupy
 from ..allocators.caching import CachingAllocator
 from ..allocators.occupy import Leaner, Outlook, go_on
-from ..allocators.standing import Standing
+from ..allocators.standing import Standing, Taken
 from ..errors import DoesNotFit
 from ..machines import Machine
 from ..notation import format_bytes
@@ -60,16 +60,15 @@ class Reserved(NamedTuple):
 
     *leaner* are the operations that find no room for their workspace. Some of them may have a
     smaller one in *trace*, or none, than in the trace that was asked about. The ledger, too, knows
-    only of that: what the device takes there lies between that and the budget. *reserved_nbytes*
-    is what the allocator has at most in the process that is to run by it, None where that is not
-    known.
+    only of that: what the device takes there lies between that and the budget. *peaks* are what
+    the allocator takes at most in the process that is to run by it, None if that is not known.
     """
 
     schedule: Schedule
     ledger: Ledger
     trace: Trace
     leaner: tuple[int, ...] = ()
-    reserved_nbytes: int | None = None
+    peaks: Taken | None = None
 
 
 def decide_reserved(
@@ -111,7 +110,7 @@ def decide_reserved(
     runs = [each for each in asked if not each[0].over_nbytes]
     if runs:
         verdict, found = min(runs, key=lambda each: each[0].late_retries)
-        return Reserved(*found, trace, reserved_nbytes=verdict.reserved_nbytes)
+        return Reserved(*found, trace, peaks=verdict.peaks)
     for _, found in asked:
         outlook = judge.leaner(found.schedule)
         if outlook and not outlook.over_nbytes:
@@ -174,12 +173,12 @@ def _less(given: int | None, limit: int, over_nbytes: int) -> int:
 
 class _Verdict(NamedTuple):
     """How many bytes beyond the limit would be reserved, 0 if that is enough, how often memory
-    would be given back in the steps after the first ones, and what is reserved in a process that
-    is known."""
+    would be given back in the steps after the first ones, and the peaks in a process that is
+    known."""
 
     over_nbytes: int
     late_retries: int = 0
-    reserved_nbytes: int | None = None
+    peaks: Taken | None = None
 
     @property
     def calm(self) -> bool:
@@ -218,8 +217,12 @@ class _Judge:
                 return _Verdict(_over(allocator, self.limit))
             return _Verdict(max(0, allocator.reserved_peak_nbytes - self.limit))
         limit, allocator, outlook = self._run(self.standing, schedule)
-        reserved = allocator.reserved_peak_nbytes + self.standing.apart_nbytes
-        return _Verdict(_over(allocator, limit), outlook.late_retries, reserved)
+        apart = self.standing.apart
+        peaks = Taken(
+            allocator.allocated_peak_nbytes + apart.allocated_nbytes,
+            allocator.reserved_peak_nbytes + apart.reserved_nbytes,
+        )
+        return _Verdict(_over(allocator, limit), outlook.late_retries, peaks)
 
     def leaner(self, schedule: Schedule) -> _Leaner | None:
         """Return how it runs if convolutions go on without room for their workspaces, None if
@@ -237,7 +240,7 @@ class _Judge:
     def _run(
         self, standing: Standing, schedule: Schedule, leaner: Leaner | None = None
     ) -> tuple[int, CachingAllocator, Outlook]:
-        limit = self.limit - self.limit // MARGIN - standing.apart_nbytes
+        limit = self.limit - self.limit // MARGIN - standing.apart.reserved_nbytes
         allocator, blocks = standing.allocator(self._trace.facts, limit)
         outlook = go_on(self._trace, schedule, allocator, blocks, leaner)
         return limit, allocator, outlook

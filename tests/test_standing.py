@@ -11,7 +11,7 @@ from test_snapshot import Recorder
 
 from superneurons.allocators.caching import CachingAllocator
 from superneurons.allocators.occupy import Process, go_on
-from superneurons.allocators.standing import Standing
+from superneurons.allocators.standing import Standing, Taken
 from superneurons.errors import DoesNotFit
 from superneurons.machines import find_machine
 from superneurons.policies import decide, decide_reserved, find_policy
@@ -118,9 +118,9 @@ def test_segments_that_a_step_cannot_use_are_apart():
     )
     stands = standing(*held)
     allocator, _ = stands.allocator(there(a=4 * MIB).facts, 1 << 40)
-    assert stands.apart_nbytes == 16 * MIB
+    assert stands.apart == Taken(8 * MIB, 16 * MIB)
     assert allocator.reserved_nbytes == 4 * MIB
-    assert standing(*held, expandable=True).apart_nbytes == 12 * MIB
+    assert standing(*held, expandable=True).apart == Taken(4 * MIB, 12 * MIB)
 
 
 def test_pages_of_a_range_are_mapped_again_between_those_that_are_there():
@@ -209,7 +209,7 @@ def test_the_segments_of_an_h200_are_taken_as_they_are(name):
     found = read_snapshot(path).segments
     stands = Standing(found, 0, name.endswith("expandable"), {})
     allocator, _ = stands.allocator(there(a=1).facts, 1 << 40)
-    assert stands.apart_nbytes == 0
+    assert stands.apart == Taken(0, 0)
     assert allocator.reserved_nbytes == sum(each.nbytes for each in found)
     assert [
         (piece.address, piece.nbytes, piece.block is not None) for piece in pieces(allocator)
@@ -257,6 +257,14 @@ def test_a_step_fits_beside_what_the_process_has(working):
     trace = working
     room = 84 * MIB * 200 // 199 + 2 * MIB
     assert reserved(trace, room, segment(0, (4 * MIB, True))).leaner == ()
+
+
+def test_the_peaks_are_those_of_the_whole_process(working):
+    elsewhere = segment(64 * MIB, (2 * MIB, True), (6 * MIB, False), stream=7)
+    found = reserved(working, None, segment(0, (4 * MIB, True)), elsewhere)
+    assert found.peaks == Taken((4 + 20 + 60 + 2) * MIB, (4 + 20 + 60 + 8) * MIB)
+    unknown = decide_reserved(find_policy("liveness"), working, H200, None, "caching")
+    assert unknown.peaks is None
 
 
 def test_where_there_is_no_room_for_a_workspace_a_convolution_does_without(working):
@@ -428,11 +436,12 @@ def test_a_schedule_with_which_memory_comes_and_goes_in_each_step_is_not_the_fir
     def outlook(schedule):
         model, blocks = stands.allocator(trace.facts, budget - budget // MARGIN)
         found = go_on(trace, schedule, model, blocks)
-        return model.failures, found.late_retries, model.reserved_peak_nbytes
+        peaks = Taken(model.allocated_peak_nbytes, model.reserved_peak_nbytes)
+        return model.failures, found.late_retries, peaks
 
     decided = decide_reserved(policy, trace, H200, budget, "caching", stands)
     found = decided.schedule
-    assert outlook(found) == (0, 0, decided.reserved_nbytes)
+    assert outlook(found) == (0, 0, decided.peaks)
     # With a little more it would run, too, but torch would ask the driver again in each step.
     failures, retries, _ = outlook(decide(policy, trace, H200, budget * 39 // 40).schedule)
     assert failures == 0 < retries
