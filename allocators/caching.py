@@ -23,6 +23,7 @@ from .segments import (
 
 _ROUND: Final = GRAIN_NBYTES - 1
 _NO_LIMIT: Final = 1 << 62
+_MIDDLE: Final = 1 << 60  # room on both sides: addresses tell of order alone, but none is negative
 _RANGE_NBYTES: Final = 1 << 46
 """The addresses of an expandable segment. Torch takes an eighth more than the device has memory;
 addresses cost nothing, and a range that is used up would only be followed by another."""
@@ -51,22 +52,24 @@ class Addresses(Protocol):
         ...
 
 
-class RisingAddresses:
-    """Gives each segment the addresses after the one before, from *first* on; the device never runs
-    out."""
+class DriverAddresses:
+    """Gives a segment the addresses below the one before, down from *low*, as CUDA's driver mostly
+    does (docs/design.md, section 6), and a range, of which there are few, those above, up from
+    *high*; the device never runs out."""
 
-    def __init__(self, first: int = 0) -> None:
-        self._next = first
+    def __init__(self, low: int = _MIDDLE, high: int = _MIDDLE) -> None:
+        self._low = low
+        self._high = high
 
     def segment(self, nbytes: int) -> int:
         """Return the address of a new segment."""
-        address = self._next
-        self._next += -(-nbytes // SEGMENT_GRAIN_NBYTES) * SEGMENT_GRAIN_NBYTES
-        return address
+        self._low -= -(-nbytes // SEGMENT_GRAIN_NBYTES) * SEGMENT_GRAIN_NBYTES
+        return self._low
 
     def range(self, nbytes: int) -> int:
         """Return the address of a new range of addresses."""
-        return self.segment(nbytes)
+        self._high += nbytes
+        return self._high - nbytes
 
     def map(self, address: int, nbytes: int) -> bool:
         """Put memory behind addresses."""
@@ -118,7 +121,7 @@ class CachingAllocator:
         self.failed: Request | None = None
         self._limit = _NO_LIMIT if limit_nbytes is None else limit_nbytes
         self._expandable = expandable
-        self._addresses = RisingAddresses() if addresses is None else addresses
+        self._addresses = DriverAddresses() if addresses is None else addresses
         self._small = Pool(small=True, expandable=expandable)
         self._large = Pool(small=False, expandable=expandable)
         self._used: dict[int, Block] = {}

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from ..traces import Facts
 from ..traces.readers.snapshot_log import Block, Segment
-from .caching import CachingAllocator, Piece, RisingAddresses
+from .caching import CachingAllocator, DriverAddresses, Piece
 from .occupy import WORKSPACE
 from .rewind import ranges
 from .segments import SEGMENT_GRAIN_NBYTES
@@ -70,12 +70,22 @@ class Standing(NamedTuple):
             )
             for segment in ours
         ]
-        end = max((each.address + each.nbytes for each in self.segments), default=0)
-        first = -(-end // SEGMENT_GRAIN_NBYTES) * SEGMENT_GRAIN_NBYTES
-        allocator = CachingAllocator(limit, self.expandable, RisingAddresses(first))
+        allocator = CachingAllocator(limit, self.expandable, self._addresses())
         for small, pieces in ranges(parts) if self.expandable else parts:
             allocator.adopt(pieces, small)
         return allocator, {s: s for s in storages.values()}
+
+    def _addresses(self) -> DriverAddresses:
+        """Return what gives new segments addresses below those of their kind, and ranges above."""
+        alike = [each for each in self.segments if each.expandable == self.expandable]
+        if not alike:
+            return DriverAddresses()
+        low = min(each.address for each in alike)
+        high = max(each.address + each.nbytes for each in alike)
+        return DriverAddresses(
+            low // SEGMENT_GRAIN_NBYTES * SEGMENT_GRAIN_NBYTES,
+            -(-high // SEGMENT_GRAIN_NBYTES) * SEGMENT_GRAIN_NBYTES,
+        )
 
     @property
     def _ours(self) -> list[Segment]:

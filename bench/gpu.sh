@@ -6,9 +6,9 @@
 #
 # ddp and peer want two GPUs. Several phases can run at once, each on a GPU of its own, by
 # CUDA_VISIBLE_DEVICES; MODELS="resnet50:128 gpt:8" has execute, tight and frontier of some alone.
-# On an H200: tests 3 minutes, budgets 2, execute 8 (with fewer steps than the 20 it takes now),
-# frontier 8, beyond 5, copies 1, plots 1, explain 2, truth 8, ddp 1, peer 4, turns 6. What is
-# written is what bench/results/ holds, and what the tables are made of.
+# On an H200: tests 3 minutes, budgets 2, execute 10, frontier 8, beyond 5, copies 1, plots 1,
+# explain 2, truth 8, ddp 1, peer 5, turns 6. What is written is what bench/results/ holds, and what
+# the tables are made of.
 set -u
 out=$1; shift
 mkdir -p "$out"

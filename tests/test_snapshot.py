@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superneurons.allocators.caching import CachingAllocator
+from superneurons.allocators.caching import CachingAllocator, DriverAddresses
 from superneurons.allocators.replay import replay
+from superneurons.allocators.rewind import state_before
 from superneurons.errors import InvalidInput
 from superneurons.machines import find_machine
 from superneurons.policies import find_policy
@@ -701,6 +702,35 @@ def test_the_model_itself_runs_out_of_memory_where_an_h200_did(name):
         model, _ = limited(events[:i], expandable)
         model.allocate(-1, events[i].nbytes)
         assert model.failures == 1
+
+
+def test_new_segments_lie_where_an_h200_puts_them():
+    """A process of a GPT after a recorded step, then steps in which everything is sent away.
+
+    The model is not told where the driver puts new segments, and which of several blocks of one
+    size is taken depends on that: with each segment above the others it would reserve 5 % more.
+    """
+    snapshot = read_snapshot(DATA / "snapshot-h200-gpt.pickle.gz")
+    begin = list(state_before(snapshot))
+    model = CachingAllocator(addresses=DriverAddresses(min(p[0].address for _, p in begin)))
+    for small, parts in begin:
+        model.adopt(parts, small)
+    reserved, both = model.reserved_nbytes, []
+    for event in snapshot.events:
+        if event.action == "segment_free":
+            reserved -= event.nbytes
+            model.release_cached()
+        elif event.action == "segment_alloc":
+            reserved += event.nbytes
+        elif event.action == "alloc":
+            model.allocate(event.address, event.nbytes)
+            both.append((model.reserved_nbytes, reserved))
+        elif event.action == "free_completed":
+            model.free(event.address, event.nbytes)
+    assert len(both) == 6888
+    assert all(ours == theirs for ours, theirs in both)
+    assert both[0][0] == 12_668_895_232
+    assert both[-1][0] == 26_140_999_680
 
 
 def test_a_snapshot_that_others_made_is_read():

@@ -48,14 +48,18 @@ def there(**nbytes: int) -> Trace:
     )
 
 
-def segment(address: int, *blocks: tuple[int, bool], **fields: object) -> dict[str, object]:
+FIRST = 1 << 50
+"""The address of the first segment: new ones come below."""
+
+
+def segment(offset: int, *blocks: tuple[int, bool], **fields: object) -> dict[str, object]:
     """Return a segment as torch tells of it, of blocks of so many bytes, in use or not."""
     told = [
         {"size": n, "requested_size": n, "state": "active_allocated" if used else "inactive"}
         for n, used in blocks
     ]
     return {
-        "address": address,
+        "address": FIRST + offset,
         "total_size": sum(n for n, _ in blocks),
         "segment_type": "large",
         "blocks": told,
@@ -76,20 +80,22 @@ def pieces(allocator):
 def test_a_storage_has_the_block_at_its_address():
     facts = there(a=4 * MIB, b=4 * MIB).facts
     held = segment(0, (4 * MIB, True), (4 * MIB, False), (4 * MIB, True), (8 * MIB, False))
-    stands = standing(held, addresses={0: 8 * MIB, 1: 0})
+    stands = standing(held, addresses={0: FIRST + 8 * MIB, 1: FIRST})
     allocator, blocks = stands.allocator(facts, 1 << 40)
-    assert [allocator.address(blocks[s]) for s in (0, 1)] == [8 * MIB, 0]
+    assert [allocator.address(blocks[s]) for s in (0, 1)] == [FIRST + 8 * MIB, FIRST]
     assert allocator.reserved_nbytes == 20 * MIB
     assert allocator.allocated_nbytes == 8 * MIB
 
 
-@pytest.mark.parametrize("addresses", [{}, {0: 99}, {0: 12 * MIB}], ids=["none", "gone", "other"])
+@pytest.mark.parametrize(
+    "addresses", [{}, {0: 99}, {0: FIRST + 12 * MIB}], ids=["none", "gone", "other"]
+)
 def test_a_storage_that_is_not_there_has_a_block_of_its_size(addresses):
     held = segment(0, (12 * MIB, True), (4 * MIB, True), (4 * MIB, True))
     allocator, blocks = standing(held, addresses=addresses).allocator(
         there(a=4 * MIB).facts, 1 << 40
     )
-    assert allocator.address(blocks[0]) == 12 * MIB
+    assert allocator.address(blocks[0]) == FIRST + 12 * MIB
 
 
 def test_what_has_no_block_at_all_is_asked_for():
@@ -128,11 +134,24 @@ def test_pages_of_a_range_are_mapped_again_between_those_that_are_there():
     allocator, blocks = standing(*held, expandable=True).allocator(there(a=20 * MIB).facts, 1 << 40)
     allocator.allocate(1000, 20 * MIB)
     allocator.allocate(1001, 20 * MIB)
-    assert [allocator.address(n) // MIB for n in (1000, 1001)] == [60, 100]
-    assert allocator.address(blocks[0]) == 20 * MIB
+    assert [(allocator.address(n) - FIRST) // MIB for n in (1000, 1001)] == [60, 100]
+    assert allocator.address(blocks[0]) == FIRST + 20 * MIB
 
 
 # -- the model goes on as the process would --------------------------------------------------------
+
+
+class OnDevice(Recorder):
+    """A process whose segments lie as CUDA's driver mostly puts them: each below the others."""
+
+    _low = 1 << 40
+
+    def range(self, nbytes):
+        if self.expandable:
+            return super().range(nbytes)
+        self._low -= nbytes
+        self._pools[self._low] = self._small
+        return self._low
 
 
 def numbered(recorder, used):
@@ -148,7 +167,7 @@ def numbered(recorder, used):
 def test_a_model_that_begins_with_a_processes_segments_does_what_that_does(
     expandable, before, after, limit
 ):
-    recorder = Recorder(expandable, limit)
+    recorder = OnDevice(expandable, limit)
     # What torch does not tell is where a range begins: so what is there first stays.
     used, fresh = ["small", "large"], count(1000)
     recorder.allocate("small", 700)
