@@ -10,11 +10,11 @@ behind it page by page.
 """
 
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
+from .addresses import Addresses, DriverAddresses
 from .segments import (
     GRAIN_NBYTES,
-    SEGMENT_GRAIN_NBYTES,
     SMALL_NBYTES,
     Block,
     Pool,
@@ -23,60 +23,9 @@ from .segments import (
 
 _ROUND: Final = GRAIN_NBYTES - 1
 _NO_LIMIT: Final = 1 << 62
-_MIDDLE: Final = 1 << 60  # room on both sides: addresses tell of order alone, but none is negative
 _RANGE_NBYTES: Final = 1 << 46
 """The addresses of an expandable segment. Torch takes an eighth more than the device has memory;
 addresses cost nothing, and a range that is used up would only be followed by another."""
-
-
-class Addresses(Protocol):
-    """The interface to what gives the device's memory: the driver, or the log of one.
-
-    Blocks of one size are handed out in the order of their addresses, so these matter.
-    """
-
-    def segment(self, nbytes: int) -> int | None:
-        """Return the address of a new segment; None if the device has no *nbytes* left."""
-        ...
-
-    def range(self, nbytes: int) -> int:
-        """Return the address of a new range of *nbytes* addresses, with no memory behind them."""
-        ...
-
-    def map(self, address: int, nbytes: int) -> bool:
-        """Put memory behind addresses; false if the device has no *nbytes* left."""
-        ...
-
-    def release(self, address: int, nbytes: int) -> None:
-        """Take a segment, or the memory behind addresses, back."""
-        ...
-
-
-class DriverAddresses:
-    """Gives a segment the addresses below the one before, down from *low*, as CUDA's driver mostly
-    does (docs/design.md, section 6), and a range, of which there are few, those above, up from
-    *high*; the device never runs out."""
-
-    def __init__(self, low: int = _MIDDLE, high: int = _MIDDLE) -> None:
-        self._low = low
-        self._high = high
-
-    def segment(self, nbytes: int) -> int:
-        """Return the address of a new segment."""
-        self._low -= -(-nbytes // SEGMENT_GRAIN_NBYTES) * SEGMENT_GRAIN_NBYTES
-        return self._low
-
-    def range(self, nbytes: int) -> int:
-        """Return the address of a new range of addresses."""
-        self._high += nbytes
-        return self._high - nbytes
-
-    def map(self, address: int, nbytes: int) -> bool:
-        """Put memory behind addresses."""
-        return True
-
-    def release(self, address: int, nbytes: int) -> None:
-        """Take memory back."""
 
 
 class Piece(NamedTuple):

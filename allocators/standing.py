@@ -10,7 +10,8 @@ from typing import Final, NamedTuple
 
 from ..traces import Facts
 from ..traces.readers.snapshot_log import Block, Segment
-from .caching import CachingAllocator, DriverAddresses, Piece
+from .addresses import DriverAddresses
+from .caching import CachingAllocator, Piece
 from .occupy import WORKSPACE
 from .rewind import ranges
 from .segments import SEGMENT_GRAIN_NBYTES
