@@ -4,11 +4,9 @@ Of free blocks of one size torch takes the one with the lowest address. So what 
 on where segments lie, and only the driver knows that.
 """
 
-from typing import Final, Protocol
+from typing import Protocol
 
 from .segments import SEGMENT_GRAIN_NBYTES
-
-_MIDDLE: Final = 1 << 60  # room on both sides: addresses tell of order alone, but none is negative
 
 
 class Addresses(Protocol):
@@ -36,7 +34,7 @@ class DriverAddresses:
     does (docs/design.md, section 6), and a range, of which there are few, those above, up from
     *high*; the device never runs out."""
 
-    def __init__(self, low: int = _MIDDLE, high: int = _MIDDLE) -> None:
+    def __init__(self, low: int = 0, high: int = 0) -> None:
         self._low = low
         self._high = high
 

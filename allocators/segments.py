@@ -28,8 +28,10 @@ SEGMENT_GRAIN_NBYTES: Final = 2 * MIB
 """...rounded up to this."""
 
 # A free block's place in its list is one integer, size above address: comparing tuples takes twice
-# as long, and the list is searched for every request.
+# as long, and the list is searched for every request. Addresses may be negative: new segments lie
+# below those of a process, which may begin anywhere.
 _ADDRESS_BITS: Final = 64
+_LOWEST: Final = -1 << 63
 
 
 class Block(Struct, eq=False):
@@ -98,7 +100,7 @@ class Pool:
     def first_fit(self, nbytes: int) -> int:
         """Return the index of the smallest free block of *nbytes* or more, the lowest of its size;
         the number of free blocks if there is none."""
-        return bisect_left(self.places, nbytes << _ADDRESS_BITS)
+        return bisect_left(self.places, (nbytes << _ADDRESS_BITS) + _LOWEST)
 
     def best_expandable(self, i: int) -> int:
         """Return the index of the block to take in expandable segments, where block *i* fits first.
@@ -129,14 +131,14 @@ class Pool:
             self.remove(after)
             block.take_in(after)
         block.free = True
-        place = block.nbytes << _ADDRESS_BITS | block.address
+        place = (block.nbytes << _ADDRESS_BITS) + block.address
         i = bisect_left(self.places, place)
         self.places.insert(i, place)
         self.blocks.insert(i, block)
 
     def remove(self, block: Block) -> None:
         """Take a block that is free out of the list."""
-        self.take(bisect_left(self.places, block.nbytes << _ADDRESS_BITS | block.address))
+        self.take(bisect_left(self.places, (block.nbytes << _ADDRESS_BITS) + block.address))
 
     def add_unmapped(self, block: Block) -> None:
         """Put a block among the unmapped ones, as one with those beside it."""

@@ -48,18 +48,14 @@ def there(**nbytes: int) -> Trace:
     )
 
 
-FIRST = 1 << 50
-"""The address of the first segment: new ones come below."""
-
-
-def segment(offset: int, *blocks: tuple[int, bool], **fields: object) -> dict[str, object]:
+def segment(address: int, *blocks: tuple[int, bool], **fields: object) -> dict[str, object]:
     """Return a segment as torch tells of it, of blocks of so many bytes, in use or not."""
     told = [
         {"size": n, "requested_size": n, "state": "active_allocated" if used else "inactive"}
         for n, used in blocks
     ]
     return {
-        "address": FIRST + offset,
+        "address": address,
         "total_size": sum(n for n, _ in blocks),
         "segment_type": "large",
         "blocks": told,
@@ -80,22 +76,20 @@ def pieces(allocator):
 def test_a_storage_has_the_block_at_its_address():
     facts = there(a=4 * MIB, b=4 * MIB).facts
     held = segment(0, (4 * MIB, True), (4 * MIB, False), (4 * MIB, True), (8 * MIB, False))
-    stands = standing(held, addresses={0: FIRST + 8 * MIB, 1: FIRST})
+    stands = standing(held, addresses={0: 8 * MIB, 1: 0})
     allocator, blocks = stands.allocator(facts, 1 << 40)
-    assert [allocator.address(blocks[s]) for s in (0, 1)] == [FIRST + 8 * MIB, FIRST]
+    assert [allocator.address(blocks[s]) for s in (0, 1)] == [8 * MIB, 0]
     assert allocator.reserved_nbytes == 20 * MIB
     assert allocator.allocated_nbytes == 8 * MIB
 
 
-@pytest.mark.parametrize(
-    "addresses", [{}, {0: 99}, {0: FIRST + 12 * MIB}], ids=["none", "gone", "other"]
-)
+@pytest.mark.parametrize("addresses", [{}, {0: 99}, {0: 12 * MIB}], ids=["none", "gone", "other"])
 def test_a_storage_that_is_not_there_has_a_block_of_its_size(addresses):
     held = segment(0, (12 * MIB, True), (4 * MIB, True), (4 * MIB, True))
     allocator, blocks = standing(held, addresses=addresses).allocator(
         there(a=4 * MIB).facts, 1 << 40
     )
-    assert allocator.address(blocks[0]) == FIRST + 12 * MIB
+    assert allocator.address(blocks[0]) == 12 * MIB
 
 
 def test_what_has_no_block_at_all_is_asked_for():
@@ -134,8 +128,8 @@ def test_pages_of_a_range_are_mapped_again_between_those_that_are_there():
     allocator, blocks = standing(*held, expandable=True).allocator(there(a=20 * MIB).facts, 1 << 40)
     allocator.allocate(1000, 20 * MIB)
     allocator.allocate(1001, 20 * MIB)
-    assert [(allocator.address(n) - FIRST) // MIB for n in (1000, 1001)] == [60, 100]
-    assert allocator.address(blocks[0]) == FIRST + 20 * MIB
+    assert [allocator.address(n) // MIB for n in (1000, 1001)] == [60, 100]
+    assert allocator.address(blocks[0]) == 20 * MIB
 
 
 # -- the model goes on as the process would --------------------------------------------------------
