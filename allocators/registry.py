@@ -72,6 +72,10 @@ ALLOCATORS: Final[dict[str, Callable[[int | None], Allocator]]] = {
 }
 
 
+LESS_WASTE: Final = {"caching": ", or set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"}
+"""What a user can do besides giving more, by the name of the allocator, in words."""
+
+
 def new_allocator(name: str, limit_nbytes: int | None = None) -> Allocator:
     """Return a fresh allocator by its name in machine files. Raises UnknownName.
 

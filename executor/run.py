@@ -11,6 +11,7 @@ import msgspec
 import torch
 from msgspec import Struct
 
+from ..allocators.registry import LESS_WASTE
 from ..allocators.standing import Taken
 from ..errors import DoesNotFit, InvalidInput
 from ..machines import Machine
@@ -115,7 +116,7 @@ def run_function(
     runs.backend.timing = True
     if runs.budget is not None:
         runs.backend.hold_to(runs.budget)
-    with runs.backend.device, _shortage_told(name, runs.budget):
+    with runs.backend.device, _shortage_told(name, runs):
         step = make()
     reports, took_ns = [], []
     measured = reserved = None
@@ -226,7 +227,7 @@ def append_line(report: RunReport, path: str) -> None:
 
 
 @contextmanager
-def _shortage_told(name: str, budget: int | None, done: int | None = None) -> Iterator[None]:
+def _shortage_told(name: str, runs: Executor, done: int | None = None) -> Iterator[None]:
     """Say in a sentence that there was too little memory, after *done* steps or before the first.
 
     Raises DoesNotFit in place of torch's OutOfMemoryError.
@@ -235,13 +236,11 @@ def _shortage_told(name: str, budget: int | None, done: int | None = None) -> It
         yield
     except torch.OutOfMemoryError as error:
         when = "while it was built" if done is None else f"in step {done}"
-        within = "" if budget is None else f" within {format_bytes(budget)}"
-        told = (
-            str(error).partition("\n")[0].split(". ")
-        )  # all that follows is for those who tune torch
+        within = "" if runs.budget is None else f" within {format_bytes(runs.budget)}"
+        told = str(error).partition("\n")[0].split(". ")  # what follows is for those who tune torch
         raise DoesNotFit(
-            f"{name} ran out of memory{within} {when}; give more, take a smaller batch, or set "
-            f"PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True (torch: {'. '.join(told[:2])})"
+            f"{name} ran out of memory{within} {when}; give more, or take a smaller batch"
+            f"{LESS_WASTE.get(runs.backend.allocator, '')} (torch: {'. '.join(told[:2])})"
         ) from error
 
 
@@ -253,7 +252,7 @@ def _run(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         begin = time.perf_counter_ns()
-        with _shortage_told(name, runs.budget, runs.steps), runs.step():
+        with _shortage_told(name, runs, runs.steps), runs.step():
             step()
         runs.backend.drain()
         took = time.perf_counter_ns() - begin

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from ..allocators import Allocator, new_allocator, occupy
 from ..allocators.caching import CachingAllocator
 from ..allocators.occupy import Leaner, Outlook, go_on
+from ..allocators.registry import LESS_WASTE
 from ..allocators.standing import Standing, Taken
 from ..errors import DoesNotFit
 from ..machines import Machine
@@ -121,8 +122,7 @@ def decide_reserved(
     raise DoesNotFit(
         f"{policy!r} fits {trace.name!r} into {format_bytes(limit)} byte by byte, but torch's "
         f"allocator ({allocator}) would take {format_bytes(first.over_nbytes)} more for what it "
-        "cannot use of its segments; give more, or set "
-        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+        f"cannot use of its segments; give more{LESS_WASTE.get(allocator, '')}"
     )
 
 

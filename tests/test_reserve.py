@@ -53,8 +53,16 @@ def test_with_exact_bytes_it_is_what_decide_says():
 def test_what_no_schedule_of_the_policy_can_do_is_refused_with_the_bytes():
     trace = find_trace("resnet50-b128")
     peak = decide(find_policy("liveness"), trace, H200).ledger.device_peak_nbytes
-    with pytest.raises(DoesNotFit, match=r"torch's allocator \(caching\) would take .* MiB more"):
+    told = r"torch's allocator \(caching\) would take .* MiB more .*; give more, or set PYTORCH"
+    with pytest.raises(DoesNotFit, match=told):
         decide_reserved(find_policy("liveness"), trace, H200, peak, "caching")
+
+
+def test_nobody_is_told_to_set_what_is_set():
+    trace = find_trace("resnet50-b128")
+    peak = decide(find_policy("liveness"), trace, H200).ledger.device_peak_nbytes
+    with pytest.raises(DoesNotFit, match=r"would take .* MiB more .*; give more$"):
+        decide_reserved(find_policy("liveness"), trace, H200, peak, "caching-expandable")
 
 
 def test_a_schedule_that_is_short_in_exact_bytes_says_so_itself():
