@@ -705,6 +705,24 @@ def test_the_model_itself_runs_out_of_memory_where_an_h200_did(name):
         assert model.failures == 1
 
 
+def test_new_segments_lie_below_the_others_or_in_gaps():
+    """Which is what the model's `DriverAddresses` are made after."""
+    below, between, above = 0, 0, 0
+    for name in ("snapshot-h200", "snapshot-h200-limited", "snapshot-h200-gpt"):
+        snapshot = read_snapshot(DATA / f"{name}.pickle.gz")
+        there = {parts[0].address for _, parts in state_before(snapshot)}
+        for event in snapshot.events:
+            if event.action == "segment_free":
+                there.remove(event.address)
+            elif event.action == "segment_alloc":
+                if there:
+                    below += event.address < min(there)
+                    above += event.address > max(there)
+                    between += min(there) < event.address < max(there)
+                there.add(event.address)
+    assert (below, between, above) == (66, 64, 1)
+
+
 def test_new_segments_lie_where_an_h200_puts_them():
     """A process of a GPT after a recorded step, then steps in which everything is sent away.
 
