@@ -30,13 +30,13 @@ class Addresses(Protocol):
 
 
 class DriverAddresses:
-    """Gives a segment the addresses below the one before, down from *low*, as CUDA's driver mostly
-    does (docs/design.md, section 6), and a range, of which there are few, those above, up from
-    *high*; the device never runs out."""
+    """Gives a segment the addresses below those of all others (an H200's driver puts it there or in
+    a gap, but not above: docs/design.md, section 6), and a range, of which there are few, those
+    above; the device never runs out."""
 
-    def __init__(self, low: int = 0, high: int = 0) -> None:
-        self._low = low
-        self._high = high
+    def __init__(self) -> None:
+        self._low = 0
+        self._high = 0
 
     def segment(self, nbytes: int) -> int:
         """Return the address of a new segment."""

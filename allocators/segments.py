@@ -29,7 +29,7 @@ SEGMENT_GRAIN_NBYTES: Final = 2 * MIB
 
 # A free block's place in its list is one integer, size above address: comparing tuples takes twice
 # as long, and the list is searched for every request. Addresses may be negative: new segments lie
-# below those of a process, which may begin anywhere.
+# below those that a process has.
 _ADDRESS_BITS: Final = 64
 _LOWEST: Final = -1 << 63
 

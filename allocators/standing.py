@@ -10,11 +10,9 @@ from typing import Final, NamedTuple
 
 from ..traces import Facts
 from ..traces.readers.snapshot_log import Block, Segment
-from .addresses import DriverAddresses
 from .caching import CachingAllocator, Piece
 from .occupy import WORKSPACE
 from .rewind import ranges
-from .segments import SEGMENT_GRAIN_NBYTES
 
 _OTHERS: Final = WORKSPACE - (1 << 32)
 """The first number, downwards, of blocks that are no storage's."""
@@ -71,22 +69,10 @@ class Standing(NamedTuple):
             )
             for segment in ours
         ]
-        allocator = CachingAllocator(limit, self.expandable, self._addresses())
+        allocator = CachingAllocator(limit, self.expandable)
         for small, pieces in ranges(parts) if self.expandable else parts:
             allocator.adopt(pieces, small)
         return allocator, {s: s for s in storages.values()}
-
-    def _addresses(self) -> DriverAddresses:
-        """Return what gives new segments addresses below those of their kind, and ranges above."""
-        alike = [each for each in self.segments if each.expandable == self.expandable]
-        if not alike:
-            return DriverAddresses()
-        low = min(each.address for each in alike)
-        high = max(each.address + each.nbytes for each in alike)
-        return DriverAddresses(
-            low // SEGMENT_GRAIN_NBYTES * SEGMENT_GRAIN_NBYTES,
-            -(-high // SEGMENT_GRAIN_NBYTES) * SEGMENT_GRAIN_NBYTES,
-        )
 
     @property
     def _ours(self) -> list[Segment]:

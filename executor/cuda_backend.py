@@ -18,6 +18,7 @@ from ..traces.readers.snapshot_log import segments_of
 from .backend import Backend, DrawState, Ticket, host_nbytes
 from .meter import requested
 from .private import raw_stream
+from .provenance import allocator_setting
 
 Around = tuple[torch.cuda.Event, torch.cuda.Event]
 """Events before and after something whose time is asked for."""
@@ -54,9 +55,12 @@ class CudaBackend(Backend):
 
     @property
     def allocator(self) -> str:
-        """That of PyTorch; how it is set shows in the segments that it has taken so far."""
+        """That of PyTorch; how it is set shows in the segments that it has taken so far, or before
+        the first of them in the environment."""
         segments = torch.cuda.memory_snapshot()
         expandable = any(each.get("is_expandable") for each in segments)
+        if not segments:
+            expandable = "expandable_segments:True" in allocator_setting()
         return "caching-expandable" if expandable else "caching"
 
     def standing(self, addresses: Mapping[int, int]) -> Standing:

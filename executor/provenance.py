@@ -22,7 +22,7 @@ def provenance(device: torch.device) -> dict[str, str]:
     if device.type != "cuda":
         return notes
     properties = torch.cuda.get_device_properties(device)
-    setting = os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF")
+    setting = allocator_setting() or "default"
     cudnn = torch.backends.cudnn
     return notes | {
         "gpu": f"{properties.name}, {properties.total_memory} bytes",
@@ -31,8 +31,14 @@ def provenance(device: torch.device) -> dict[str, str]:
         "cudnn": str(cudnn.version()),
         "cudnn_settings": f"benchmark={cudnn.benchmark}, deterministic={cudnn.deterministic}",
         "tf32": f"convolutions={allows_tf32('conv')}, matrix products={allows_tf32('matmul')}",
-        "allocator": f"{torch.cuda.get_allocator_backend()}, settings: {setting or 'default'}",
+        "allocator": f"{torch.cuda.get_allocator_backend()}, settings: {setting}",
     }
+
+
+def allocator_setting() -> str:
+    """Return how the environment sets torch's allocator, "" if it does not."""
+    environ = os.environ
+    return environ.get("PYTORCH_ALLOC_CONF") or environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""
 
 
 def machine_of(device: torch.device) -> str:

@@ -1,12 +1,22 @@
 """`superneurons run`: a user's step under a policy, from the shell."""
 
 import json
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 pytest.importorskip("torch")
 
+import torch
 from commandline import refuse, run, succeed
+
+from superneurons.allocators.standing import Taken
+from superneurons.commands.run import _conclude as print_conclusion
+from superneurons.errors import DoesNotFit
+from superneurons.executor.cuda_backend import CudaBackend
+from superneurons.executor.run import RunReport, taken_by
+from superneurons.executor.run import _shortage_told as shortage_told
 
 MODEL = "superneurons.zoo:small_cnn:batch=1,image=16,stages=1"
 
@@ -41,6 +51,39 @@ def test_each_run_is_a_line_of_json(tmp_path):
     )
     assert {"date", "torch", "python"} <= first["versions"].keys()
     assert [step["mode"] for step in first["steps"]] == ["safe", "recorded", "executed"]
+
+
+def test_what_torch_took_stands_beside_what_the_model_of_its_allocator_says(tmp_path, capsys):
+    log = tmp_path / "run.jsonl"
+    succeed("run", MODEL, "--policy", "liveness", "--machine", "h200", "--log", str(log))
+    found = msgspec.json.decode(log.read_bytes(), type=RunReport)
+    # A CPU's bytes are counted exactly, and nobody counts them.
+    assert found.predicted_allocated_bytes == found.predicted_peak_bytes
+    assert found.predicted_reserved_bytes == found.predicted_peak_bytes
+    mib = 1 << 20
+    print_conclusion(
+        msgspec.structs.replace(
+            found,
+            predicted_peak_bytes=50 * mib,
+            predicted_allocated_bytes=60 * mib,
+            predicted_reserved_bytes=70 * mib,
+            measured_peak_bytes=61 * mib,
+            reserved_peak_bytes=72 * mib,
+        )
+    )
+    peak, took, _ = capsys.readouterr().out.splitlines()
+    assert peak.endswith("under liveness: peak 50.000 MiB predicted")
+    assert took == (
+        "torch's allocator: 60.000 MiB in blocks and 70.000 MiB reserved by its model, "
+        "61.000 MiB and 72.000 MiB measured"
+    )
+
+
+@pytest.mark.parametrize("known", [Taken(3, 4), None], ids=["known", "unknown"])
+def test_what_is_predicted_is_of_the_process_if_its_allocator_is_known(known):
+    plan = SimpleNamespace(decided=SimpleNamespace(peaks=known))
+    report = SimpleNamespace(allocated_peak_bytes=1, reserved_peak_bytes=2)
+    assert taken_by(plan, report) == (known or (1, 2))
 
 
 def test_json_is_all_that_is_printed():
@@ -104,6 +147,35 @@ def test_a_step_that_runs_out_of_memory_is_told_in_one_sentence(tmp_path, steps,
     (line,) = result.stderr.splitlines()
     assert f"ran out of memory within 1,024.000 MiB {when}; give more" in line
     assert line.endswith("(torch: CUDA out of memory. Tried to allocate 2 MiB)")
+
+
+@pytest.mark.parametrize("allocator", ["caching", "caching-expandable", "exact"])
+def test_who_runs_out_of_memory_is_told_to_set_what_is_not_set(allocator):
+    runs = SimpleNamespace(budget=None, backend=SimpleNamespace(allocator=allocator))
+    with pytest.raises(DoesNotFit) as told, shortage_told("m", runs, 3):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB. GPU 0 has")
+    sets = ", or set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+    assert str(told.value) == (
+        "m ran out of memory in step 3; give more, or take a smaller batch"
+        f"{sets if allocator == 'caching' else ''} "
+        "(torch: CUDA out of memory. Tried to allocate 2 MiB)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("segments", "setting", "expected"),
+    [
+        ([], "", "caching"),
+        ([], "expandable_segments:True", "caching-expandable"),
+        ([{"is_expandable": False}], "expandable_segments:True", "caching"),
+        ([{"is_expandable": True}], "", "caching-expandable"),
+    ],
+)
+def test_how_the_allocator_is_set_shows_in_its_segments(monkeypatch, segments, setting, expected):
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", setting)
+    assert CudaBackend.allocator.fget(None) == expected
 
 
 def test_the_memory_of_one_more_step_is_drawn_beside_the_plan(tmp_path):

@@ -136,7 +136,7 @@ def test_pages_of_a_range_are_mapped_again_between_those_that_are_there():
 
 
 class OnDevice(Recorder):
-    """A process whose segments lie as CUDA's driver mostly puts them: each below the others."""
+    """A process whose segments lie as the model has them: each below the others."""
 
     _low = 1 << 40
 
