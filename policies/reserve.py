@@ -40,9 +40,9 @@ TRIES: Final = 24
 MARGIN: Final = 200
 """One part in so many of the limit is left where a process is to run by the schedule, for a step
 that runs out of memory is worse than one that is asked to take a little less. Of 17 recordings the
-model reserved at most 0.45 % less than torch (docs/recordings.md; one more was of a network whose
-libraries take more in their first step). Where the driver puts the next segment it can only guess
-(docs/design.md, section 6)."""
+model, with each new segment above the others, reserved at most 0.45 % less than torch
+(docs/recordings.md; one more was of a network whose libraries take more in their first step). Where
+the driver puts the next segment it can only guess (docs/design.md, section 6)."""
 
 CALMER: Final = 8
 """How often a policy is asked again with less where a step runs, but has the allocator give memory
