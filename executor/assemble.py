@@ -10,17 +10,17 @@ from .layout import Layout, Stored
 from .logged import Access, Logged
 from .operators import EMPTY
 from .saves import Kept
-from .step import OperationTimes, Step
+from .step import OperationTimes
 
 
 def assemble(
-    step: Step, name: str, notes: dict[str, str], times: OperationTimes | None = None
+    layout: Layout, name: str, notes: dict[str, str], times: OperationTimes | None = None
 ) -> Trace:
-    """Return the trace of a logged step. Raises InvalidInput if the step is not closed.
+    """Return the trace of a logged step.
 
     Without *times* the trace leaves them to a machine's roofline.
     """
-    return _Assembly(step).trace(name, notes, times)
+    return _Assembly(layout).trace(name, notes, times)
 
 
 def replayed_peak_nbytes(trace: Trace) -> int:
@@ -38,9 +38,9 @@ def replayed_peak_nbytes(trace: Trace) -> int:
 
 
 class _Assembly:
-    def __init__(self, step: Step) -> None:
-        self._step = step
-        self._layout = Layout(step)
+    def __init__(self, layout: Layout) -> None:
+        self._step = layout.step
+        self._layout = layout
         self._values: dict[str, Value] = {}
 
     def trace(self, name: str, notes: dict[str, str], times: OperationTimes | None) -> Trace:

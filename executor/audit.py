@@ -52,7 +52,7 @@ class AuditedStep(ExecutedStep):
         self._log = Log(backend.device)
         self._bytes = self._on_gpu if backend.device.type == "cuda" else self._in_book
         if backend.device.type != "cuda":
-            enter_all(self._log)
+            enter_all(self._log, slabs)
         self._seen = len(self._log.book.lives)
         self._unseen_nbytes = 0
         self._start_nbytes = self._bytes()

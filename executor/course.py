@@ -113,6 +113,13 @@ class Course:
             self.recording = Recording(name, site.backend, site.slabs, first=first)
         return self.recording
 
+    def interrupted(self) -> None:
+        """Steps of another signature have run since the last one: what a recording under way knows
+        of the process is out of date, so it begins anew."""
+        if self.recording is not None:
+            self.recording = None
+            self.record(first=False)
+
     def prepare(self) -> None:
         """Make the plan of what has been recorded, before the next step begins.
 

@@ -114,6 +114,7 @@ class Executor:
             self.notices.say,
         )
         self._courses: dict[Hashable, Course] = {}
+        self._course: Course | None = None  # of the last step
         self._inside = False
 
     @property
@@ -144,6 +145,9 @@ class Executor:
             self._courses[key] = Course(self._site)
         course = self._courses[key]
         course.prepare()
+        if course is not self._course:
+            course.interrupted()
+        self._course = course
         course.begin(self.backend.allocated_nbytes())
         self._inside = True
         self.clocked = None

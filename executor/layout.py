@@ -56,11 +56,13 @@ class Writes(NamedTuple):
 class Layout:
     """The storages of a step's trace, found, named and closed: by life, and in *stored*.
 
-    *writes* and *phases* are by operation. Raises InvalidInput if the step is not closed.
+    *writes* and *phases* are by operation. What the program goes on to hold may take *kept_nbytes*
+    at most: it counts as dead when the step ends. Raises InvalidInput if the step is not closed.
     """
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, kept_nbytes: int = 0) -> None:
         self.step: Final = step
+        self._kept_nbytes: Final = kept_nbytes
         self.end: Final = len(step.operations)
         self.phases: Final = phases_of(step.operations)
         self.stored: list[Stored] = []
@@ -195,7 +197,10 @@ class Layout:
                 else:
                     still.append(new)
             left = still
-        if left or gone:
+        if not gone and sum(new.nbytes for new in left) <= self._kept_nbytes:
+            for new in left:
+                new.dead = self.end
+        elif left or gone:
             raise InvalidInput(
                 "the recorded step is not closed: what is alive at its end must have been alive "
                 f"at its start; only at the start: {_few(gone)}; only at the end: {_few(left)}; "

@@ -21,6 +21,7 @@ from .assemble import assemble
 from .attribution import Attribution, attribute
 from .findings import Measured, doubts, findings, usual_phases
 from .history import History
+from .layout import Layout
 from .log import Log
 from .meter import CudaMeter, counted
 from .modules import Modules
@@ -131,10 +132,10 @@ class Recorder:
             )
         if self.device.type != "cuda":
             notes["times"] = "none measured: the roofline of the machine that it is simulated on"
-            return assemble(self._step, self.name, notes)
+            return assemble(Layout(self._step), self.name, notes)
         found = self._times()
         notes |= findings(self.measured, found, len(self._plain))
-        trace = assemble(self._step, self.name, notes, found.times)
+        trace = assemble(Layout(self._step), self.name, notes, found.times)
         notes |= doubts(trace, self.measured, found)
         return msgspec.structs.replace(trace, machine=machine_of(self.device), notes=notes)
 

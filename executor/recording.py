@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -35,6 +35,9 @@ from .step import Step
 from .tensors import tensors_of
 from .unseen import Unseen
 from .watch import Watch
+
+KEPT_NBYTES: Final = 1 << 20
+"""How much more the program may hold after each step than before it: its losses, say."""
 
 
 class Recorded(NamedTuple):
@@ -91,7 +94,7 @@ class Recording:
         self._unseen = Unseen(self._log, self._touched)
         self._counters: dict[int, int] = {}  # by life, autograd's count when it was first seen
         if not first:
-            enter_all(self._log)
+            enter_all(self._log, slabs)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -160,12 +163,12 @@ class Recording:
         """Make the trace now, before more dies; one that is not closed does not do."""
         notes = {"made": "recorded by the executor, in safe mode"} | provenance(self._log.device)
         try:
-            trace = assemble(step, self.name, notes)
+            layout = Layout(step, KEPT_NBYTES)
+            trace = assemble(layout, self.name, notes)
             facts = trace.facts
         except (InvalidInput, Unsupported) as error:
             self.missing, self.problem = 1, str(error)
             return
-        layout = Layout(step)  # names what the trace names, in the same way
         index = {number: facts.storage_index[s.name] for number, s in layout.by_life.items()}
         repeatable = Repeatable(
             trace,
@@ -227,12 +230,18 @@ class Recording:
         return found, silent
 
 
-def enter_all(log: Log) -> None:
-    """Enter all tensors of the process that are on the log's device."""
+def enter_all(log: Log, slabs: Mapping[str, Slabs]) -> None:
+    """Enter all tensors of the process that are on the log's device, but for those of tiers: where
+    a CPU stands in for a device, they are in the same memory."""
+    apart = {address for each in slabs.values() for address in each.addresses}
     for each in gc.get_objects():
         if not issubclass(type(each), torch.Tensor):  # asking the object may run its code
             continue
         leaf = each.grad_fn is None and each.grad is not None
         for tensor in (each, each.grad) if leaf else (each,):
-            if log.here(tensor) and tensor.layout is torch.strided:
+            if (
+                log.here(tensor)
+                and tensor.layout is torch.strided
+                and tensor.untyped_storage().data_ptr() not in apart
+            ):
                 _ = log.book.find(tensor) or log.book.enter(tensor, -1)

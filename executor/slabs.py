@@ -70,6 +70,11 @@ class Slabs:
         self._slabs: list[torch.Tensor] = []
         self._free: list[_Range] = []  # by slab and place in it
 
+    @property
+    def addresses(self) -> list[int]:
+        """Where the slabs begin."""
+        return [slab.data_ptr() for slab in self._slabs]
+
     def take(self, nbytes: int) -> Block | None:
         """Return a block, None if there is no room for it within the bound."""
         self._settle()

@@ -172,8 +172,60 @@ def test_the_links_are_measured_if_no_machine_is_given():
 def test_each_batch_that_is_told_has_a_schedule():
     modes, runs = compare([4, 4, 4, 3, 3, 4, 3, 4], tell=True)
     assert modes == ["safe", "recorded", "executed", "recorded", *["executed"] * 4]
-    assert len(runs.plans) == 2
+    # A tier's memory is not on the device, though here it is in the same one.
+    assert runs.plans[1].trace.facts.start_nbytes < runs.slabs["host"].held_nbytes
     assert runs.notices == []
+
+
+@pytest.mark.parametrize("rows", [[4, 3] * 4, [4, 3, 3] * 3, [4, 3, 2] * 3])
+def test_batches_that_take_turns_from_the_first_step_on_are_recorded_too(rows):
+    modes, runs = compare(rows, tell=True)
+    kinds = len(set(rows))
+    assert modes.count("safe") == 1
+    assert modes.count("recorded") == len(runs.plans) == kinds
+    assert modes[-kinds:] == ["executed"] * kinds
+    assert runs.notices == []
+
+
+class Keeping(Loop):
+    """A loop that keeps something of every step."""
+
+    def __init__(self, keep, runs=None):
+        super().__init__(runs)
+        self.keep = keep
+
+    def body(self, x):
+        self.optimizer.zero_grad()
+        loss = self.model(x).pow(2).mean()
+        loss.backward()
+        self.optimizer.step()
+        self.losses.append(self.keep(loss))
+
+    def state(self):
+        *others, (_, losses) = super().state()
+        return [*others, *((f"loss {i}", each) for i, each in enumerate(losses))]
+
+
+@pytest.mark.parametrize("tell", [False, True], ids=["untold", "told"])
+@pytest.mark.parametrize("keep", [lambda loss: loss, torch.Tensor.detach], ids=["loss", "detached"])
+def test_losses_may_be_kept_from_step_to_step(keep, tell):
+    ours, theirs = Keeping(keep, executor(Everything(), audit=True)), Keeping(keep)
+    modes = []
+    for rows in (4, 4, 4, 3, 3, 4, 3):
+        for loop in (ours, theirs):
+            loop(rows, tell)
+        modes.append(ours.runs.report.mode)
+        assert ours.runs.differences == []
+    assert different(ours.state(), theirs.state()) == []
+    assert modes.count("executed") == (4 if tell else 3)
+
+
+def test_what_is_kept_of_every_step_must_be_small():
+    ours = Keeping(lambda loss: torch.zeros(1 << 19), executor(Everything()))
+    for _ in range(6):
+        ours(4)
+    assert ours.runs.report.mode == "kept"
+    assert "zeros (2097152 bytes)" in ours.runs.notices[-1]
 
 
 def test_a_batch_that_is_not_told_keeps_everything_once_and_is_then_known():
