@@ -7,7 +7,14 @@ import click
 from ..errors import InvalidInput
 
 
-def new_trace(_: click.Context, __: click.Parameter, name: str) -> str:
+def new_file(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    """Refuse a file in a folder that is not there, before anything is made for it."""
+    if name is not None and not Path(name).parent.is_dir():
+        raise InvalidInput(f"{name}: there is no folder {str(Path(name).parent)!r}; make it first")
+    return name
+
+
+def new_trace(context: click.Context, parameter: click.Parameter, name: str) -> str:
     """Refuse a trace file that could not be written, before anything is made for it."""
     from ..traces.file import SUFFIXES
 
@@ -15,8 +22,7 @@ def new_trace(_: click.Context, __: click.Parameter, name: str) -> str:
         raise InvalidInput(
             f"{name}: a trace file ends in {', '.join(SUFFIXES)}; give -o such a name"
         )
-    if not Path(name).parent.is_dir():
-        raise InvalidInput(f"{name}: there is no folder {str(Path(name).parent)!r}; make it first")
+    new_file(context, parameter, name)
     return name
 
 

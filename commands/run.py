@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .extras import require_torch
-from .output import print_json
+from .output import new_file, print_json
 
 if TYPE_CHECKING:
     from ..executor import RunReport, StepReport
@@ -27,9 +27,17 @@ if TYPE_CHECKING:
     help="Compute again as in the recorded step, unseen: no number may change between steps.",
 )
 @click.option("--verify", is_flag=True, help="Compare what is computed again with a copy.")
-@click.option("--log", type=click.Path(dir_okay=False), help="Append the run as a line of JSON.")
 @click.option(
-    "--plot", type=click.Path(dir_okay=False), help="Draw memory over one more step (PNG, SVG, PDF)"
+    "--log",
+    type=click.Path(dir_okay=False),
+    callback=new_file,
+    help="Append the run as a line of JSON.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False),
+    callback=new_file,
+    help="Draw memory over one more step (PNG, SVG, PDF)",
 )
 @click.option(
     "--explain",
@@ -77,7 +85,9 @@ def run(
     )
     if log:
         append_line(report, log)
-    if plot:
+    if plot and not report.readings:
+        click.echo("nothing is drawn, for no step ran by a schedule to its end", err=True)
+    elif plot:
         from ..reports.plot import plot_readings
 
         plot_readings(
@@ -99,6 +109,8 @@ def _tell(step: "StepReport", took_ns: int) -> None:
 
     why = f" ({step.why})" if step.why else ""
     moved = f"{step.copied_out_nbytes} bytes out, {step.copied_in_nbytes} back"
+    if step.mode in ("safe", "recorded"):
+        moved = "all that autograd keeps out, and back on demand"
     late = f", {step.late_fetches} late" if step.late_fetches else ""
     again = f", {step.replays} operations run again" if step.replays else ""
     click.echo(f"step {step.step}: {step.mode}{why}, {format_ns(took_ns)}; {moved}{late}{again}")

@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 
+from ..allocators import new_allocator
 from ..errors import InvalidInput
 from ..machines import Machine, Tier, find_machine
 from ..notation import format_bytes, parse_bytes
@@ -94,6 +95,12 @@ class Executor:
             self.notices.say(told(self.machine))
         else:
             self.machine = find_machine(machine) if isinstance(machine, str) else machine
+            new_allocator(self.machine.allocator)  # or say that there is none of that name
+        if self.budget is not None and self.budget > self.machine.device_nbytes:
+            raise InvalidInput(
+                f"a budget of {format_bytes(self.budget)} is more than {self.machine.name!r} has, "
+                f"{format_bytes(self.machine.device_nbytes)}; give less, or none"
+            )
         self.slabs: Final = {
             tier.name: Slabs(
                 self.backend,
@@ -262,9 +269,20 @@ def _bound(backend: Backend, tier: Tier, host_nbytes: int | None) -> int:
 def _backend(device: torch.device | str | None, peer: torch.device | str | None) -> Backend:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInput(f"device {device!r}: {str(error).partition(chr(10))[0]}") from None
     if found.type == "cpu":
+        if peer is not None:
+            raise InvalidInput(
+                f"peer {peer} was asked for, but this is a CPU, on which the host's memory stands "
+                "for another GPU's; leave it out"
+            )
         return EmulatedBackend()
+    if found.type != "cuda" or (found.index or 0) >= torch.cuda.device_count():
+        there = ", ".join(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+        raise InvalidInput(f"device {found} is not there; there are: {there or 'no GPUs'}, and cpu")
     if str(found) == "cuda":
         found = torch.device("cuda", torch.cuda.current_device())
     return CudaBackend(found, None if peer is None else _near(found, peer))

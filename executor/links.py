@@ -39,13 +39,18 @@ def measured(backend: Backend, host: int | None) -> Machine:
 
 
 def told(machine: Machine) -> str:
-    """Return what was measured of a machine's links, as one sentence."""
+    """Return what was measured of a machine, as one sentence."""
     ways = [
         f"{tier.name} {tier.link.out_bytes_per_s / 1e9:.1f} GB/s out, "
         f"{tier.link.in_bytes_per_s / 1e9:.1f} GB/s in, {tier.link.latency_ns / 1e3:.0f} us "
         f"latency, {format_bytes(tier.nbytes)}"
         for tier in machine.tiers
     ]
+    if not machine.gpu:
+        ways.append(
+            f"and of this device {machine.flops_per_s / 1e9:,.1f} GFLOP/s and "
+            f"{machine.bytes_per_s / 1e9:,.1f} GB/s, roughly"
+        )
     return f"no machine was given; the links were measured: {'; '.join(ways)}"
 
 
@@ -72,7 +77,7 @@ def _link(backend: Backend, tier: str) -> Link:
             for way, ns in (("out", middle - begin), ("in", end - middle)):
                 best[way, line] = min(ns, best.get((way, line), ns))
             del back
-    rates = [large * 10**9 // max(1, best[way, "two"] - best[way, "one"]) for way in ("out", "in")]
+    rates = [large * 10**9 // _beside(best[way, "one"], best[way, "two"]) for way in ("out", "in")]
     latency = min((best[way, "small"] - best[way, "one"]) // QUEUED for way in ("out", "in"))
     return Link(
         out_bytes_per_s=max(1, rates[0]),
@@ -80,6 +85,12 @@ def _link(backend: Backend, tier: str) -> Link:
         latency_ns=max(1, latency),
         duplex="full",
     )
+
+
+def _beside(one_ns: int, two_ns: int) -> int:
+    """Return what the second of two copies takes: not less than half of what one takes alone, or
+    something else has held that one up."""
+    return max(two_ns - one_ns, one_ns // 2, 1)
 
 
 def _idle(backend: Backend) -> int:

@@ -95,12 +95,9 @@ def run_function(
     *times* is a recording of the same step, or its file; *tell* hears of each step, with its time.
     The rest is as `Executor` takes it.
     """
-    if steps < 1:
-        raise InvalidInput(f"{steps} steps are none; the first two record, so run at least 3")
-    if foresee is not None and steps < 3:
+    if steps < 3:
         raise InvalidInput(
-            f"in {steps} steps none is executed that could be explained; the first two record, so "
-            "run at least 3"
+            f"{steps} steps execute no schedule: the first two record, so run at least 3"
         )
     name, make = find_entry(text)
     runs = Executor(

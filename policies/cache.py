@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Cache(Component):
-    """Keep tensors on the device while they fit; evict the least recently used to a *tier*, the
-    first of several that has room.
+    """Keep tensors on the device while they fit; evict the least recently used to a tier.
 
-    The paper's Algorithm 2: what the operation at hand needs is locked, eviction goes from the back
-    of the list until there is room. A tensor that would come back by recomputation is dropped
-    instead of copied. Eviction waits for its copy; a value that is still in the tier leaves at
-    once. When the tier is full, eviction ends.
+    Of several in *tier* it is the first that has room. The paper's Algorithm 2: what the operation
+    at hand needs is locked, eviction goes from the back of the list until there is room. A tensor
+    that would come back by recomputation is dropped instead of copied. Eviction waits for its copy;
+    a value that is still in the tier leaves at once. When the tier is full, eviction ends.
     """
 
     name: ClassVar[str] = "cache"

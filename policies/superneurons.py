@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SuperNeurons(Component):
-    """Liveness, tensor cache and cost-aware recomputation together, as in the paper's Fig. 10c, and
-    of an operation's algorithms the fastest that fits.
+    """Liveness, tensor cache and cost-aware recomputation together (paper, Fig. 10c).
 
-    Checkpoints stay on the device while they fit, so there are no transfers until bytes are short.
-    Eager offload in place of the cache is `liveness+offload+recompute`. On a small network it may
-    need more than liveness alone: a value computed again needs its checkpoint beside it, which
-    liveness would have freed.
+    Of an operation's algorithms the fastest that fits is taken. Checkpoints stay on the device
+    while they fit, so there are no transfers until bytes are short. Eager offload in place of the
+    cache is `liveness+offload+recompute`. On a small network it may need more than liveness alone:
+    a value computed again needs its checkpoint beside it, which liveness would have freed.
     """
 
     name: ClassVar[str] = "superneurons"

@@ -17,11 +17,13 @@ from training import Everything, different, executor, plain, state, trained, und
 from superneurons.errors import (  # noqa: E402
     DoesNotFit,
     InvalidInput,
+    UnknownName,
     Unsupported,
 )
 from superneurons.executor import Executor  # noqa: E402
 from superneurons.executor.cpu_backend import EmulatedBackend  # noqa: E402
 from superneurons.executor.entries import Entry, View  # noqa: E402
+from superneurons.executor.links import _beside  # noqa: E402
 from superneurons.executor.slabs import Slabs  # noqa: E402
 from superneurons.schedules import Copy, Fetch, Free  # noqa: E402
 
@@ -577,9 +579,32 @@ def test_hooks_of_the_users_own_win():
 
 
 @pytest.mark.parametrize("peer", ["cuda:0", "cuda:64", "the attic"])
-def test_a_peer_that_is_no_other_gpu_is_refused_by_name(peer):
+def test_a_peer_that_is_no_other_gpu_is_refused_by_name(monkeypatch, peer):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InvalidInput, match=f"peer {peer} is no other GPU than cuda:0; there are: "):
         Executor("liveness", device="cuda:0", peer=peer)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"peer": "cuda:1"}, "peer cuda:1 was asked for, but this is a CPU, .* leave it out"),
+        ({"device": "cuda:64"}, "device cuda:64 is not there; there are: "),
+        ({"device": "meta"}, "device meta is not there; there are: "),
+        ({"device": "the attic"}, "device 'the attic': "),
+        ({"machine": "h200", "budget": "25TiB"}, "is more than 'h200' has, .*; give less, or none"),
+        ({"machine": "h200:allocator=none"}, "no allocator 'none'; there are: "),
+    ],
+)
+def test_what_is_not_there_is_told_before_anything_runs(options, told):
+    with pytest.raises((InvalidInput, UnknownName), match=told):
+        Executor("liveness", **{"device": "cpu"} | options)
+
+
+def test_one_copy_that_was_held_up_does_not_make_a_link_of_it():
+    assert _beside(100, 210) == 110
+    assert _beside(100, 40) == 50
+    assert _beside(0, 0) == 1
 
 
 # -- the tests can fail ----------------------------------------------------------------------------

@@ -52,7 +52,15 @@ def trace_names() -> list[str]:
 
 
 def trace_maker(name: str) -> Callable[..., Trace]:
-    """Return what makes the built-in traces called *name*. Raises UnknownName."""
+    """Return what makes the built-in traces called *name*.
+
+    Raises UnknownName, InvalidInput for a recording.
+    """
+    if name not in BUILTIN and (name in shipped() or name.endswith(SUFFIXES)):
+        raise InvalidInput(
+            f"{name!r} is a recorded step, which has no parameters; those that have: "
+            f"{', '.join(trace_names())}"
+        )
     if name not in BUILTIN:
         raise UnknownName(
             f"no trace {name!r}; there are: {', '.join([*trace_names(), *shipped()])}, "
