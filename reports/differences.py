@@ -60,7 +60,7 @@ def told_time(explanation: Explanation, usual_ns: int | None = None) -> list[str
     if explanation.times != "measured":
         lines.append(
             "that was simulated by the machine's roofline, a rough guess of each operation; "
-            "--times lends a recording's"
+            "--times lends those of a recording that was measured on a GPU"
         )
     clocked = ", ".join(format_ns(ns) for ns in explanation.clocked_ns)
     usual = "" if usual_ns is None else f"; a step that nobody clocks took {format_ns(usual_ns)}"

@@ -36,9 +36,10 @@ def print_table(reports: Sequence[Report], variants: Sequence[str] | None = None
             ),
         )
     console.print(table)
-    for report in reports:
+    for name, report in zip(names, reports, strict=True):
         if not report.fits:
-            console.print(report.why, soft_wrap=True)
+            whose = "" if variants is None else f"{name}, "
+            console.print(f"{whose}{report.why}", soft_wrap=True)
 
 
 def _title(report: Report) -> str:

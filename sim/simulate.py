@@ -82,7 +82,7 @@ def _report(
     short_op = names[ledger.short_op] if ledger.short_op >= 0 else None
     why = "it fits"
     if short > 0:
-        where = f", at {short_op}" if short_op else ""
+        where = f", at {short_op}" if short_op else f" in what {machine.allocator!r} reserves"
         why = (
             f"{schedule.policy}: short of {format_bytes(short)} ({short} bytes) at worst{where}; "
             f"the limit is {format_bytes(limit)}"
