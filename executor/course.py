@@ -77,7 +77,7 @@ class Course:
 
     *plans* are by their first save: without a batch to tell them apart, steps may differ. *usual*
     is the one that was right last. *recording* is under way, or was made and has no plan yet.
-    *kept* says why everything is kept, for good.
+    *kept* says why everything is kept, for good or for a while.
     """
 
     def __init__(self, site: Site) -> None:
@@ -87,6 +87,8 @@ class Course:
         self.kept = ""
         self._site = site
         self._tries = 0
+        self._rest = 0  # steps to be kept until one is recorded again; below 0, all
+        self._patience = 2
         self._fruitless = 0
         self._surprises = 0
         self._growths = 0
@@ -113,6 +115,14 @@ class Course:
             self.recording = Recording(name, site.backend, site.slabs, first=first)
         return self.recording
 
+    def rested(self) -> None:
+        """A step was kept whole. If that was for want of anything to do, one is recorded again in
+        the end: training may have had to wait for its data."""
+        self._rest -= 1
+        if not self._rest:
+            self.kept = ""
+            self.record(first=False)
+
     def interrupted(self) -> None:
         """Steps of another signature have run since the last one: what a recording under way knows
         of the process is out of date, so it begins anew."""
@@ -131,13 +141,17 @@ class Course:
             if recording is not None and recording.problem:
                 self._tries += 1
                 if self._tries >= TRIES:
-                    self._keep(f"the step cannot be recorded: {recording.problem}")
+                    problem = recording.problem
+                    self._keep(f"the step cannot be recorded: {problem}; so everything is kept")
             return
         recorded, site = recording.recorded, self._site
         recorded = recorded.timed(site.timed(recorded.trace))
         why = _nothing_to_do(recorded)
         if why:
-            self._keep(why)
+            self._patience *= 2
+            self._keep(
+                f"{why}; so everything is kept, and a later step is recorded", self._patience
+            )
             return
         self._tries = 0
         known = self.plans.get((recorded.views[0].dtype, recorded.views[0].shape))
@@ -216,19 +230,20 @@ class Course:
         if self._surprises > SURPRISES:
             say(
                 "steps go on to differ from those that were recorded; each that does keeps "
-                "everything from there on, and none is recorded any more"
+                "everything from there on, and none is recorded any more; where there are a few "
+                "kinds of steps, give step() a word for each"
             )
         elif self._fruitless < FRUITLESS:
             self.record(first=False)
         else:
             say(
-                "steps of several kinds come in turns; give step() the batch, so that each kind "
-                "gets a schedule of its own"
+                "steps of several kinds come in turns; give step() the batch, or a word for each "
+                "kind, so that each kind gets a schedule of its own"
             )
 
-    def _keep(self, why: str) -> None:
-        self.kept, self.recording = why, None
-        self._site.say(f"{why}; so everything is kept")
+    def _keep(self, why: str, rest: int = 0) -> None:
+        self.kept, self.recording, self._rest = why, None, rest
+        self._site.say(why)
 
     def _slabs(self, tier: str, plan: Plan) -> Slabs:
         slabs = self._site.slabs

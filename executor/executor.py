@@ -163,6 +163,7 @@ class Executor:
             if course.kept:
                 yield
                 self._end("kept", course.kept)
+                course.rested()
             elif course.recording is not None or course.usual is None:
                 yield from self._record(course)
             else:

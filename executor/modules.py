@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..errors import Unsupported
 from .log import Log
+from .private import runs_eagerly
 from .saves import COMPILED
 
 
@@ -54,7 +55,7 @@ class Modules:
         self._log.module = ""
 
     def _enter_module(self, module: torch.nn.Module, inputs: object) -> None:
-        if type(module).__name__ == "OptimizedModule":
+        if type(module).__name__ == "OptimizedModule" and not runs_eagerly():
             raise Unsupported(COMPILED)
         if threading.get_ident() != self._thread:
             raise Unsupported(

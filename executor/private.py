@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import (
 from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException as DynamicOutputShapeException,
 )
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 Overload = torch._ops.OpOverload
 """An operator with one of its signatures: what an observer is handed."""
@@ -176,6 +176,17 @@ def compiled_frames() -> int:
     """Return how many functions torch.compile has compiled in this process."""
     dynamo: Any = sys.modules.get("torch._dynamo.utils")
     return 0 if dynamo is None else int(dynamo.counters["frames"]["ok"])
+
+
+def runs_eagerly() -> bool:
+    """Return whether what was compiled runs as if it were not: `set_stance("force_eager")`."""
+    dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
+    return dynamo is not None and bool(dynamo._stance.stance == "force_eager")
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Return whether there is no memory behind a tensor: torch.compile leaves such ones behind."""
+    return isinstance(tensor, FakeTensor)
 
 
 def arguments(overload: Overload) -> Sequence[Any]:

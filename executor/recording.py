@@ -25,7 +25,14 @@ from .layout import Layout
 from .log import Log
 from .meter import CudaMeter, counted
 from .modules import Modules
-from .private import Overload, backward_pass, compiled_frames, observed, version
+from .private import (
+    Overload,
+    backward_pass,
+    compiled_frames,
+    is_fake,
+    observed,
+    version,
+)
 from .provenance import provenance
 from .repeatable import Lasting, Repeatable
 from .safe import Fired, SafeSaves
@@ -242,6 +249,18 @@ def enter_all(log: Log, slabs: Mapping[str, Slabs]) -> None:
             if (
                 log.here(tensor)
                 and tensor.layout is torch.strided
+                and _has_memory(tensor)
                 and tensor.untyped_storage().data_ptr() not in apart
             ):
                 _ = log.book.find(tensor) or log.book.enter(tensor, -1)
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Return whether there are bytes of its own behind a tensor, not those of others it wraps."""
+    if is_fake(tensor):
+        return False
+    try:
+        tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return False
+    return True

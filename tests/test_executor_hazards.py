@@ -10,6 +10,7 @@ from msgspec.structs import replace
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
 from training import Everything, executor, undisturbed  # noqa: E402
 
@@ -457,3 +458,103 @@ def test_a_step_that_finds_more_on_the_device_is_recorded_again():
     kinds = [storage.kind for storage in runs.plans[-1].trace.storages]
     assert "optimizer-state" in kinds
     assert sum("more on the device" in notice for notice in runs.notices) == 1
+
+
+# -- what is in the process besides, and loops that begin late -------------------------------------
+
+
+class Wrapper(torch.Tensor):
+    """A tensor without memory of its own."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(func)
+
+
+def trains(runs, rows, run, optimizer):
+    """Return the modes of so many steps, each of a batch that is told."""
+    modes = []
+    for each in rows:
+        x = torch.ones(each, 4)
+        with runs.step(x):
+            optimizer.zero_grad()
+            run(x).sum().backward()
+            optimizer.step()
+        modes.append(runs.report.mode)
+    return modes
+
+
+@pytest.mark.parametrize("there", ["compiled", "fake", "wrapped"])
+def test_tensors_without_memory_may_be_in_the_process(there):
+    if there == "compiled":
+        other = torch.compile(nn.Linear(4, 4), backend="eager")
+        other(torch.ones(2, 4))
+    elif there == "fake":
+        with FakeTensorMode():
+            other = nn.Linear(4, 4)
+    else:
+        other = Wrapper(torch.ones(3))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    modes = trains(executor(Everything()), [4, 4, 4, 3, 3], model, optimizer)
+    assert modes == ["safe", "recorded", "executed", "recorded", "executed"]
+    assert other is not None
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Using `torch.compile"
+)  # of hooks on all modules: ours name them
+def test_a_compiled_model_runs_where_it_is_not_compiled():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = torch.compile(model, backend="eager")
+    with torch.compiler.set_stance("force_eager"):
+        modes = trains(executor(Everything()), [4, 4, 4], run, optimizer)
+    assert modes == ["safe", "recorded", "executed"]
+    with pytest.raises(Unsupported, match="force_eager"):
+        trains(executor(Everything()), [4], run, optimizer)
+
+
+@pytest.mark.parametrize("idle", ["nothing", "forward"])
+def test_training_may_begin_after_a_while(idle):
+    def train(runs):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        modes = []
+        for i in range(14):
+            with nullcontext() if runs is None else runs.step():
+                optimizer.zero_grad()
+                if i >= 3:
+                    model(torch.full((2, 4), 0.1 * i)).sum().backward()
+                    optimizer.step()
+                elif idle == "forward":
+                    model(torch.ones(2, 4))
+            if runs is not None:
+                modes.append(runs.report.mode)
+        return modes, [each.detach() for each in model.parameters()]
+
+    runs = executor(Everything())
+    modes, ours = train(runs)
+    _, theirs = train(None)
+    assert all(map(torch.equal, ours, theirs))
+    assert modes[:3] == ["safe", "recorded", "kept"]
+    assert modes[-4:] == ["executed"] * 4
+    (notice,) = runs.notices
+    assert notice.endswith("so everything is kept, and a later step is recorded")
+
+
+def test_who_never_trains_in_a_step_is_recorded_less_and_less():
+    model = nn.Linear(4, 4)
+    runs = executor(Everything())
+    modes = []
+    for _ in range(64):
+        with runs.step():
+            model(torch.ones(2, 4))
+        modes.append(runs.report.mode)
+    at = [i for i, mode in enumerate(modes) if mode == "recorded"]
+    assert at == [1, 6, 15, 32]
