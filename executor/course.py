@@ -11,7 +11,7 @@ from ..schedules import Schedule
 from ..traces import Trace, with_times
 from .backend import Backend
 from .plan import Look, Plan
-from .recording import Recorded, Recording
+from .recording import KEPT_NBYTES, Recorded, Recording
 from .slabs import Slabs
 
 TRIES: Final = 4
@@ -20,8 +20,9 @@ TRIES: Final = 4
 FRUITLESS: Final = 2
 """How often a step is recorded again after a surprise, to find only what is known already."""
 
-GROWTH_NBYTES: Final = 1 << 20
-"""How much more a step may find on the device than the one before, until it is recorded again."""
+GROWTH_NBYTES: Final = KEPT_NBYTES
+"""How much more a step may find on the device than the one before, until it is recorded again: what
+each may leave behind must not be too much for the next."""
 
 SPARE_PERCENT: Final = 2
 """How much more of the budget a schedule leaves free each time that one has run out of memory."""

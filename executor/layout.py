@@ -62,7 +62,6 @@ class Layout:
 
     def __init__(self, step: Step, kept_nbytes: int = 0) -> None:
         self.step: Final = step
-        self._kept_nbytes: Final = kept_nbytes
         self.end: Final = len(step.operations)
         self.phases: Final = phases_of(step.operations)
         self.stored: list[Stored] = []
@@ -71,7 +70,7 @@ class Layout:
         self._offset: dict[int, int] = {}  # from a life's versions to its storage's
         self._find_storages()
         self._name_storages()
-        self._close()
+        self._close(kept_nbytes)
 
     def of(self, life: Life) -> Stored:
         """Return the storage that a life is of."""
@@ -174,10 +173,10 @@ class Layout:
         from_host = op.operator.kind == "copy" and not op.reads
         return "input" if from_host else "activation"
 
-    def _close(self) -> None:
+    def _close(self, kept_nbytes: int) -> None:
         """Pair what the step leaves behind with what it found and let go of: the next step's.
 
-        Raises InvalidInput with the difference if a storage has no partner.
+        Raises InvalidInput with the difference if storages of more bytes have no partner.
         """
         left = [s for s in self.stored if s.born >= 0 and s.dead < 0]
         gone = [s for s in self.stored if s.born < 0 and s.dead >= 0]
@@ -197,7 +196,7 @@ class Layout:
                 else:
                     still.append(new)
             left = still
-        if not gone and sum(new.nbytes for new in left) <= self._kept_nbytes:
+        if not gone and sum(new.nbytes for new in left) <= kept_nbytes:
             for new in left:
                 new.dead = self.end
         elif left or gone:

@@ -25,14 +25,7 @@ from .layout import Layout
 from .log import Log
 from .meter import CudaMeter, counted
 from .modules import Modules
-from .private import (
-    Overload,
-    backward_pass,
-    compiled_frames,
-    is_fake,
-    observed,
-    version,
-)
+from .private import Overload, backward_pass, compiled_frames, is_fake, observed, version
 from .provenance import provenance
 from .repeatable import Lasting, Repeatable
 from .safe import Fired, SafeSaves
@@ -246,21 +239,18 @@ def enter_all(log: Log, slabs: Mapping[str, Slabs]) -> None:
             continue
         leaf = each.grad_fn is None and each.grad is not None
         for tensor in (each, each.grad) if leaf else (each,):
-            if (
-                log.here(tensor)
-                and tensor.layout is torch.strided
-                and _has_memory(tensor)
-                and tensor.untyped_storage().data_ptr() not in apart
-            ):
+            if not (log.here(tensor) and tensor.layout is torch.strided):
+                continue
+            where = _memory_of(tensor)
+            if where is not None and where not in apart:
                 _ = log.book.find(tensor) or log.book.enter(tensor, -1)
 
 
-def _has_memory(tensor: torch.Tensor) -> bool:
-    """Return whether there are bytes of its own behind a tensor, not those of others it wraps."""
+def _memory_of(tensor: torch.Tensor) -> int | None:
+    """Return where a tensor's storage is; None if there are no bytes of its own behind it."""
     if is_fake(tensor):
-        return False
+        return None
     try:
-        tensor.untyped_storage().data_ptr()
-    except RuntimeError:
-        return False
-    return True
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # it wraps others
+        return None

@@ -174,6 +174,7 @@ def test_the_links_are_measured_if_no_machine_is_given():
 def test_each_batch_that_is_told_has_a_schedule():
     modes, runs = compare([4, 4, 4, 3, 3, 4, 3, 4], tell=True)
     assert modes == ["safe", "recorded", "executed", "recorded", *["executed"] * 4]
+    assert len(runs.plans) == 2
     # A tier's memory is not on the device, though here it is in the same one.
     assert runs.plans[1].trace.facts.start_nbytes < runs.slabs["host"].held_nbytes
     assert runs.notices == []

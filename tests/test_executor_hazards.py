@@ -505,9 +505,8 @@ def test_tensors_without_memory_may_be_in_the_process(there):
     assert other is not None
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Using `torch.compile"
-)  # of hooks on all modules: ours name them
+# Torch warns of hooks on all modules, which name ours.
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
 def test_a_compiled_model_runs_where_it_is_not_compiled():
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

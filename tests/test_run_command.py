@@ -108,7 +108,8 @@ def test_values_are_computed_again(options):
 
 
 def test_what_cannot_be_run_is_refused_in_one_sentence():
-    assert "run at least 3" in refuse("run", MODEL, "--policy", "liveness", "--steps", "2")
+    for steps in ("0", "2"):
+        assert "run at least 3" in refuse("run", MODEL, "--policy", "liveness", "--steps", steps)
     log = "/no/such/folder/runs.jsonl"
     assert "there is no folder '/no/such/folder'" in refuse(
         "run", MODEL, "--policy", "liveness", "--log", log

@@ -56,12 +56,12 @@ def trace_maker(name: str) -> Callable[..., Trace]:
 
     Raises UnknownName, InvalidInput for a recording.
     """
-    if name not in BUILTIN and (name in shipped() or name.endswith(SUFFIXES)):
-        raise InvalidInput(
-            f"{name!r} is a recorded step, which has no parameters; those that have: "
-            f"{', '.join(trace_names())}"
-        )
     if name not in BUILTIN:
+        if name in shipped() or name.endswith(SUFFIXES):
+            raise InvalidInput(
+                f"{name!r} is a recorded step, which has no parameters; those that have: "
+                f"{', '.join(trace_names())}"
+            )
         raise UnknownName(
             f"no trace {name!r}; there are: {', '.join([*trace_names(), *shipped()])}, "
             f"or give a file that ends in {', '.join(SUFFIXES)}"
