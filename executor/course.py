@@ -13,12 +13,13 @@ from .backend import Backend
 from .plan import Look, Plan
 from .recording import KEPT_NBYTES, Recorded, Recording
 from .slabs import Slabs
+from .surprises import Surprises
 
 TRIES: Final = 4
 """How many steps in a row may fail to be recorded before one gives up and keeps everything."""
 
-FRUITLESS: Final = 2
-"""How often a step is recorded again after a surprise, to find only what is known already."""
+GROWTHS: Final = 2
+"""How often a step is recorded again for there being more on the device."""
 
 GROWTH_NBYTES: Final = KEPT_NBYTES
 """How much more a step may find on the device than the one before, until it is recorded again: what
@@ -26,10 +27,6 @@ each may leave behind must not be too much for the next."""
 
 SPARE_PERCENT: Final = 2
 """How much more of the budget a schedule leaves free each time that one has run out of memory."""
-
-SURPRISES: Final = 8
-"""After how many surprises in steps of one signature nothing is recorded again."""
-
 
 WATCHED: Final = 16
 """One of so many steps is watched to its end, though the schedule may have nothing to do there."""
@@ -72,6 +69,43 @@ class Site:
             self.say(f"{error}; the roofline of {self.machine.name} stands for its times")
             return trace
 
+    def plan(self, recorded: Recorded, spare_nbytes: int) -> Plan:
+        """Have the policy make a schedule of a recorded step that leaves *spare_nbytes* free, and
+        return the plan of it. Raises as `Course.prepare` does."""
+        allocator = self.backend.allocator
+        standing = self.backend.standing(recorded.addresses)
+        limit = self.limit_nbytes
+        budget = limit - spare_nbytes if spare_nbytes else self.budget
+        decision = decide_reserved(
+            self.policy, recorded.trace, self.machine, budget, allocator, standing
+        )
+        if decision.schedule.limit_nbytes < limit:
+            self.say(
+                f"torch's allocator ({allocator}) takes more than is asked for: the schedule has "
+                f"{format_bytes(decision.schedule.limit_nbytes)} of {format_bytes(limit)}"
+            )
+        if decision.leaner:
+            name = recorded.trace.facts.op_names[decision.leaner[0]]
+            self.say(
+                f"there is no room for the workspaces of {len(decision.leaner)} convolutions "
+                f"({name!r} is the first), so cuDNN takes other algorithms there: results may "
+                "differ in the last bits, and take longer"
+            )
+        _refuse_short(decision.schedule, recorded.trace.facts.op_names)
+        plan = Plan(recorded, decision)
+        for tier, nbytes in decision.ledger.tier_peak_nbytes.items():
+            if nbytes:
+                self._slabs(tier, plan.schedule.policy).reserve(nbytes)
+        return plan
+
+    def _slabs(self, tier: str, policy: str) -> Slabs:
+        if tier not in self.slabs:
+            raise InvalidInput(
+                f"{policy} sends storages to {tier!r}, which this device does "
+                f"not have; it has: {', '.join(self.slabs)}"
+            )
+        return self.slabs[tier]
+
 
 class Course:
     """What is known of the steps of one signature.
@@ -90,8 +124,7 @@ class Course:
         self._tries = 0
         self._rest = 0  # steps to be kept until one is recorded again; below 0, all
         self._patience = 2
-        self._fruitless = 0
-        self._surprises = 0
+        self._surprises: Final = Surprises(site.say)
         self._growths = 0
         self._start_nbytes: int | None = None
         self._spare_nbytes = 0
@@ -105,6 +138,7 @@ class Course:
 
     def as_recorded(self, plan: Plan) -> None:
         """A step was the one of *plan*."""
+        self._surprises.none()
         self._steady = self._steady + 1 if plan is self.usual else 0
         self.usual = plan
 
@@ -156,40 +190,22 @@ class Course:
             return
         self._tries = 0
         known = self.plans.get((recorded.views[0].dtype, recorded.views[0].shape))
-        if known is not None and known.trace.facts.digest == recorded.trace.facts.digest:
-            if known.recipes.current:
-                self._fruitless += 1
-            else:  # another model of the same kind
-                self.plans[known.look] = self.usual = Plan(recorded, known.decided)
-                self._steady = 0
+        again = known is not None and known.kind == recorded.kind
+        if known is not None and not again and self._surprises.rivals(known.look):
             self.recording = None
             return
-        allocator = site.backend.allocator
-        standing = site.backend.standing(recorded.addresses)
-        limit = site.limit_nbytes
-        budget = limit - self._spare_nbytes if self._spare_nbytes else site.budget
-        decision = decide_reserved(
-            site.policy, recorded.trace, site.machine, budget, allocator, standing
-        )
-        if decision.schedule.limit_nbytes < limit:
-            site.say(
-                f"torch's allocator ({allocator}) takes more than is asked for: the schedule has "
-                f"{format_bytes(decision.schedule.limit_nbytes)} of {format_bytes(limit)}"
-            )
-        if decision.leaner:
-            name = recorded.trace.facts.op_names[decision.leaner[0]]
-            site.say(
-                f"there is no room for the workspaces of {len(decision.leaner)} convolutions "
-                f"({name!r} is the first), so cuDNN takes other algorithms there: results may "
-                "differ in the last bits, and take longer"
-            )
-        _refuse_short(decision.schedule, recorded.trace.facts.op_names)
-        plan = Plan(recorded, decision)
-        for tier, nbytes in decision.ledger.tier_peak_nbytes.items():
-            if nbytes:
-                self._slabs(tier, plan).reserve(nbytes)
-        self.plans[plan.look] = self.usual = plan
+        if known is None or known.trace.facts.digest != recorded.trace.facts.digest:
+            self._take(site.plan(recorded, self._spare_nbytes))
+        elif not known.recipes.current:  # another model of the same kind
+            self._take(Plan(recorded, known.decided))
         self.recording = None
+        if known is None or not again:
+            self._surprises.over()
+        elif self._surprises.met(known.look):
+            self.record(first=False)
+
+    def _take(self, plan: Plan) -> None:
+        self.plans[plan.look] = self.usual = plan
         self._steady = 0
 
     def begin(self, nbytes: int | None) -> None:
@@ -198,7 +214,7 @@ class Course:
         if nbytes is None or self.usual is None or self.recording is not None:
             return
         before, self._start_nbytes = self._start_nbytes, nbytes
-        if before is None or nbytes <= before + GROWTH_NBYTES or self._growths >= FRUITLESS:
+        if before is None or nbytes <= before + GROWTH_NBYTES or self._growths >= GROWTHS:
             return
         self._growths += 1
         self._site.say(
@@ -223,37 +239,13 @@ class Course:
 
     def surprised(self, why: str) -> None:
         """A step was none that is known: record the next one, unless that has been in vain."""
-        say = self._site.say
         self._steady = 0
-        self._surprises += 1
-        if self._surprises == 1:
-            say(f"the step was not the one that was recorded ({why}): everything was kept")
-        if self._surprises > SURPRISES:
-            say(
-                "steps go on to differ from those that were recorded; each that does keeps "
-                "everything from there on, and none is recorded any more; where there are a few "
-                "kinds of steps, give step() a word for each"
-            )
-        elif self._fruitless < FRUITLESS:
+        if self._surprises.another(why):
             self.record(first=False)
-        else:
-            say(
-                "steps of several kinds come in turns; give step() the batch, or a word for each "
-                "kind, so that each kind gets a schedule of its own"
-            )
 
     def _keep(self, why: str, rest: int = 0) -> None:
         self.kept, self.recording, self._rest = why, None, rest
         self._site.say(why)
-
-    def _slabs(self, tier: str, plan: Plan) -> Slabs:
-        slabs = self._site.slabs
-        if tier not in slabs:
-            raise InvalidInput(
-                f"{plan.schedule.policy} sends storages to {tier!r}, which this device does "
-                f"not have; it has: {', '.join(slabs)}"
-            )
-        return slabs[tier]
 
 
 def _nothing_to_do(recorded: Recorded) -> str:

@@ -52,13 +52,14 @@ class Plan:
     ~n for an unpack; *places* are those at which they fire, *due* the actions of each, and *at_end*
     those of the step's end. *hooks* are all of that as it is compared; *reach* says how far they
     are needed. *schedule* and *ledger* are of the trace *proved*: the recorded one, or that with
-    smaller workspaces.
+    smaller workspaces. *kind* is that of the recorded step.
 
     At a pack actions come after it, at an unpack before it.
     """
 
     def __init__(self, recorded: Recorded, decided: Reserved) -> None:
         self.trace: Final = recorded.trace
+        self.kind: Final = recorded.kind
         self.decided: Final = decided
         self.proved: Final = decided.trace
         self.schedule: Final = decided.schedule

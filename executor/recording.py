@@ -62,6 +62,13 @@ class Recorded(NamedTuple):
     sequence: list[Overload]
     addresses: dict[int, int]
 
+    @property
+    def kind(self) -> int:
+        """What tells it from another kind of step, and is the same in each of its own: the hooks,
+        how saves look, and forward's operators. What lies around in the process is no part."""
+        looks = tuple((view.dtype, tuple(view.shape)) for view in self.views)
+        return hash((tuple(self.fired), looks, tuple(self.sequence)))
+
     def timed(self, trace: Trace) -> "Recorded":
         """Return the same step with a trace that has times."""
         return Recorded(trace, *self[1:])

@@ -248,10 +248,67 @@ def test_a_batch_that_is_not_told_keeps_everything_once_and_is_then_known():
     assert len(runs.plans) == 2
 
 
-def test_batches_that_alternate_untold_are_right_and_the_user_is_told_how_to_help():
-    modes, runs = compare([4, 3] * 8)
+@pytest.mark.parametrize("rows", [[4, 3], [4, 3, 3], [4, 4, 4, 4, 3], [4, 3, 2]], ids=repr)
+def test_batches_that_take_turns_untold_have_schedules_in_the_end(rows):
+    modes, runs = compare(rows * 6)
+    assert modes[-len(rows) :] == ["executed"] * len(rows)
+    assert len(runs.plans) == len(set(rows))
+    (notice,) = runs.notices
+    assert "the step was not the one that was recorded" in notice
+
+
+def test_losses_that_are_kept_do_not_make_another_kind_of_a_step():
+    ours = Keeping(lambda loss: loss, executor(Everything()))
+    for rows in [4, 3] * 5:
+        ours(rows)
+        last = ours.runs.report.mode
+    assert last == "executed"
+    assert len(ours.runs.plans) == 2
+
+
+class Longer(Loop):
+    """A loop whose steps begin alike, but go through the model twice when they are told to."""
+
+    def __init__(self, runs=None):
+        super().__init__(runs)
+        self.twice = False
+
+    def body(self, x):
+        self.optimizer.zero_grad()
+        y = self.model(x)
+        if self.twice:
+            y = self.model(y.tanh())
+        y.pow(2).mean().backward()
+        self.optimizer.step()
+
+
+def lengthened(when):
+    """Return the modes of steps that are twice as long or not, and their executor."""
+    ours, theirs = Longer(executor(Everything())), Longer()
+    modes = []
+    for twice in when:
+        for loop in (ours, theirs):
+            loop.twice = twice
+            loop(4)
+        modes.append(ours.runs.report.mode)
+    assert different(ours.state(), theirs.state()) == []
+    return modes, ours.runs
+
+
+def test_of_kinds_that_begin_alike_and_take_turns_one_keeps_its_schedule():
+    modes, runs = lengthened([False, False, *[True, False] * 10])
+    assert len(runs.plans) == 1
     assert modes.count("recorded") < 5
+    assert modes.count("executed") >= 10  # the other kind, too, where no hook is left to notice it
     assert any("give step() the batch" in notice for notice in runs.notices)
+
+
+def test_a_kind_that_is_given_up_on_is_recorded_when_only_it_comes_any_more():
+    modes, runs = lengthened([False, False, *[True, False] * 10, *[True] * 24, *[False] * 24])
+    assert any("give step() the batch" in notice for notice in runs.notices)
+    assert modes[-1] == "executed"
+    assert modes[45] == "executed"
+    assert len(runs.plans) == 1
 
 
 def test_a_step_that_does_more_than_recorded_is_right():
