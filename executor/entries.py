@@ -22,31 +22,46 @@ from .slabs import Block
 
 
 class View(Struct, frozen=True):
-    """How a saved tensor looks at its storage."""
+    """How a saved tensor looks at its storage; *conj* and *neg*: at conjugates, at negatives."""
 
     dtype: torch.dtype
     shape: Sequence[int]
     stride: Sequence[int]
     offset: int | torch.SymInt
+    conj: bool
+    neg: bool
 
 
 def view_of(tensor: torch.Tensor) -> View:
     """Return how a tensor looks at its storage."""
-    return View(tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
+    return View(
+        tensor.dtype,
+        tensor.shape,
+        tensor.stride(),
+        tensor.storage_offset(),
+        tensor.is_conj(),
+        tensor.is_neg(),
+    )
 
 
 def looking(tensor: torch.Tensor, view: View) -> torch.Tensor:
     """Return a tensor on the same bytes that looks at them in that way."""
     if tensor.dtype is not view.dtype:
         there = torch.empty(0, dtype=view.dtype, device=tensor.device)
-        return there.set_(tensor.untyped_storage(), view.offset, view.shape, view.stride)
-    if (
+        there.set_(tensor.untyped_storage(), view.offset, view.shape, view.stride)
+    elif (
         tensor.shape == view.shape
         and tensor.stride() == view.stride
         and tensor.storage_offset() == view.offset
     ):
-        return tensor
-    return tensor.as_strided(view.shape, view.stride, view.offset)
+        there = tensor
+    else:
+        there = tensor.as_strided(view.shape, view.stride, view.offset)
+    if there.is_conj() is not view.conj:
+        there = torch._conj(there)
+    if there.is_neg() is not view.neg:
+        there = torch._neg_view(there)
+    return there
 
 
 class Where(Enum):

@@ -239,6 +239,9 @@ class ExecutedStep(Duties):
         if alias.stride() != view.stride or alias.storage_offset() != view.offset:
             self._lose(f"save {number} has other strides or another offset than recorded")
             return None
+        if alias.is_conj() is not view.conj or alias.is_neg() is not view.neg:
+            self._lose(f"save {number} looks otherwise at its complex numbers than recorded")
+            return None
         storage = alias.untyped_storage()
         where = address(storage)
         entry = self._entry_of(s)

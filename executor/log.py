@@ -111,6 +111,8 @@ class Log:
         logged.moved_nbytes += sum(touched.values())
         if what.flops is not None:
             logged.flops = int(what.flops(*args, **kwargs, out_val=result))
+            if isinstance(result, torch.Tensor) and result.is_complex():
+                logged.flops *= 4  # a complex product and sum are eight, where real ones are two
             logged.precision = precision_of(what, args)
         self.rules.mark(self, logged, args, result)
         self._follow_sizes(logged)
@@ -236,9 +238,7 @@ class Log:
 
     def _refuse_unsupported(self, tensor: torch.Tensor, what: Operator) -> None:
         why = ""
-        if tensor.is_complex():
-            why = f"a complex tensor ({tensor.dtype})"
-        elif tensor.is_quantized:
+        if tensor.is_quantized:
             why = f"a quantized tensor ({tensor.dtype})"
         elif tensor.layout is not torch.strided:
             why = f"a sparse tensor ({tensor.layout})"

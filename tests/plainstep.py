@@ -31,6 +31,9 @@ MACHINE = find_machine("h200")
 MARK = "oracle:"
 GENERATOR_NBYTES = torch.get_rng_state().nbytes
 NUMBER_NBYTES = (1, 8)
+LAZY = {f"aten::{name}" for name in ("add_", "mul", "div", "exp", "sin", "cos", "sgn")}
+"""Operators that never clone, but are given conjugates and negatives that are not computed yet:
+then torch clones these in front of them, as an operator of its own."""
 
 
 class Event(NamedTuple):
@@ -198,7 +201,9 @@ def _flatten(nodes: Any, operator: tuple[str, int] | None, in_torch: bool) -> It
             yield _Raw(time_ns, name.removeprefix(MARK), 0, 0, None, False)
         else:
             inside = operator
-            if operator is None and _dispatched(node):
+            if operator is None:
+                inside = (name, time_ns) if _dispatched(node) else None
+            elif name == "aten::clone" and operator[0] in LAZY:
                 inside = (name, time_ns)
             yield from _flatten(node.children, inside, in_torch or name in _overloads())
 

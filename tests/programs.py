@@ -959,6 +959,34 @@ def a_storage_that_shrinks_and_grows() -> Training:
 
 
 @program
+def fourier_layers() -> Training:
+    model = nn.Sequential(FourierLayer(4, 5), FourierLayer(4, 5), nn.Linear(16, 2))
+    x = torch.randn(3, 4, 16)
+    return training(model, lambda: model(x).pow(2).mean(), torch.optim.Adam)
+
+
+@program
+def complex_features() -> Training:
+    """Conjugates and parts of complex parameters, lazy as torch makes them, are kept."""
+    model = Bag(
+        a=torch.randn(5, 7, dtype=torch.cfloat),
+        b=torch.randn(7, 5, dtype=torch.cfloat),
+    )
+
+    def loss() -> Tensor:
+        a, b = (each * each for each in model.parameters())
+        product = a.conj() @ b.mH.conj().mT
+        parts = (a.conj().imag * b.mT.real).sin().exp()
+        return (
+            product.abs().sum()
+            + parts.sum()
+            + torch.view_as_real((a @ b).conj().resolve_conj()).sin().sum()
+        )
+
+    return training(model, loss)
+
+
+@program
 def mixed_precision() -> Training:
     model = nn.Sequential(nn.Linear(8, 12), nn.LayerNorm(12), nn.GELU(), nn.Linear(12, 5))
     x, labels = torch.randn(4, 8), torch.randint(5, (4,))
@@ -1228,6 +1256,24 @@ FORMULAS: Final[dict[str, Callable[[], Training]]] = {
     "repetition": formula(lambda w: (w * w).repeat(2, 1).exp() + w.repeat_interleave(2, 0)),
     "roll and flip": formula(lambda w: (w * w).roll(1, 0).exp() + (w * w).flip(0)),
     "tril": formula(lambda w: (w * w).tril().exp() + (w * w).diag().diag_embed().sum()),
+    "fft": formula(lambda w: torch.fft.fft(w * w).abs()),
+    "rfft and back": formula(lambda w: torch.fft.irfft(torch.fft.rfft(w * w).exp()).sin()),
+    "fft in two dimensions": formula(lambda w: torch.fft.fft2((w * w)[None]).angle().sin()),
+    "complex product": formula(lambda w: (_complex(w) * _complex(w).exp()).abs()),
+    "complex parts": formula(lambda w: _complex(w).exp().real * _complex(w).exp().imag),
+    "complex conjugate": formula(lambda w: (_complex(w) * _complex(w).exp().conj()).imag.exp()),
+    "conjugates that are saved": formula(
+        lambda w: (_complex(w).exp().conj().t() @ _complex(w).conj()).abs()
+    ),
+    "negatives that are saved": formula(lambda w: _complex(w).exp().conj().imag.sin().exp()),
+    "complex and real on the same bytes": formula(
+        lambda w: torch.view_as_real(_complex(w).exp()).exp()[..., 0] * (w * w)[..., :3].exp()
+    ),
+    "polar": formula(lambda w: torch.polar((w * w), w.exp()).log().abs()),
+    "stft": formula(lambda w: _spectrum((w * w).view(-1)).abs()),
+    "complex solve": formula(
+        lambda w: torch.linalg.solve(_complex(w) @ _complex(w).mH + torch.eye(5), _complex(w)).abs()
+    ),
     "complex product by hand": formula(lambda w: (w[..., 0] * w[..., 1]).exp(), (3, 4, 2)),
     "svd": formula(lambda w: sum(part.exp().sum() for part in torch.linalg.svd(w * w, False))),
     "qr": formula(lambda w: sum(part.exp().sum() for part in torch.linalg.qr((w * w).t()))),
@@ -1268,6 +1314,32 @@ FORMULAS: Final[dict[str, Callable[[], Training]]] = {
 def _with_rows(a: Tensor, rows: Tensor) -> Tensor:
     a[1:3] = rows
     return a
+
+
+def _complex(w: Tensor) -> Tensor:
+    """Return complex numbers on the bytes of a new tensor."""
+    return torch.view_as_complex((w * w)[:, :6].contiguous().view(5, 3, 2))
+
+
+def _spectrum(signal: Tensor) -> Tensor:
+    return torch.stft(signal, 8, 4, window=torch.hann_window(8), return_complex=True)
+
+
+class FourierLayer(nn.Module):
+    """A layer as in Fourier neural operators: its weights are complex numbers."""
+
+    def __init__(self, width: int, modes: int) -> None:
+        super().__init__()
+        self.modes = modes
+        self.weight = nn.Parameter(0.3 * torch.randn(width, width, modes, dtype=torch.cfloat))
+        self.beside = nn.Conv1d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.fft.rfft(x)
+        mixed = torch.zeros_like(found)
+        low = found[..., : self.modes]
+        mixed[..., : self.modes] = torch.einsum("bix,iox->box", low, self.weight)
+        return F.gelu(torch.fft.irfft(mixed, n=x.shape[-1]) + self.beside(x))
 
 
 def _gate(a: Tensor, b: Tensor) -> Tensor:

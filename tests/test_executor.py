@@ -336,6 +336,27 @@ def test_a_step_that_does_less_than_recorded_is_right():
     assert ours.runs.report.mode == "executed"
 
 
+@pytest.mark.parametrize("policy", [Everything(), "liveness+recompute:strategy=speed"], ids=repr)
+def test_a_step_that_saves_conjugates_where_it_saved_the_numbers_is_right(policy):
+    def run(weight, conjugate):
+        look = torch.Tensor.conj if conjugate else lambda z: z
+        (look(weight.exp()) @ weight.exp().sin()).imag.exp().sum().backward()
+
+    torch.manual_seed(0)
+    start = 0.3 * torch.randn(5, 5, dtype=torch.cfloat)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    runs = executor(policy)
+    modes = []
+    for step in range(8):
+        for weight in (ours, theirs):
+            weight.grad = None
+            with runs.step() if weight is ours else nullcontext():
+                run(weight, conjugate=step in (4, 6, 7))
+        modes.append(runs.report.mode)
+        assert torch.equal(ours.grad, theirs.grad)
+    assert modes[3:5] == ["executed", "kept"]
+
+
 def test_a_step_inside_a_step_is_refused():
     runs = executor("baseline")
     with runs.step(), pytest.raises(InvalidInput, match="inside another"), runs.step():
@@ -737,7 +758,7 @@ def test_bytes_that_are_taken_before_their_copies_have_ended(guarded, monkeypatc
     third.copy(slabs.take(4096), "host")
     for value, entry in zip((1.0, 2.0), entries, strict=True):
         alias = torch.empty(0)
-        entry.show(alias, View(torch.float32, (128,), (1,), 0))
+        entry.show(alias, View(torch.float32, (128,), (1,), 0, False, False))
         assert torch.equal(alias, torch.full((128,), value)) == guarded
 
 
