@@ -178,6 +178,9 @@ class Course:
                 if self._tries >= TRIES:
                     problem = recording.problem
                     self._keep(f"the step cannot be recorded: {problem}; so everything is kept")
+                elif recording.lost:
+                    self.recording = None
+                    self.record(first=False)
             return
         recorded, site = recording.recorded, self._site
         recorded = recorded.timed(site.timed(recorded.trace))

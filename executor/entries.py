@@ -17,7 +17,7 @@ import torch
 from msgspec import Struct
 
 from .backend import Backend, Ticket, flat
-from .private import version_of
+from .private import negatives, version_of
 from .slabs import Block
 
 
@@ -58,9 +58,9 @@ def looking(tensor: torch.Tensor, view: View) -> torch.Tensor:
     else:
         there = tensor.as_strided(view.shape, view.stride, view.offset)
     if there.is_conj() is not view.conj:
-        there = torch._conj(there)
+        there = there.conj()
     if there.is_neg() is not view.neg:
-        there = torch._neg_view(there)
+        there = negatives(there)
     return there
 
 

@@ -24,6 +24,7 @@ from .hooks import ExecutedStep
 from .journal import Journal, StepReport
 from .links import measured, told
 from .plan import Plan
+from .private import compiled_run_eagerly
 from .signature import signature
 from .slabs import SLAB_NBYTES, Slabs
 
@@ -164,10 +165,12 @@ class Executor:
                 yield
                 self._end("kept", course.kept)
                 course.rested()
-            elif course.recording is not None or course.usual is None:
-                yield from self._record(course)
             else:
-                yield from self._execute(course, course.usual)
+                with compiled_run_eagerly(self._tell_compiled):
+                    if course.recording is not None or course.usual is None:
+                        yield from self._record(course)
+                    else:
+                        yield from self._execute(course, course.usual)
         finally:
             self._inside = False
 
@@ -231,6 +234,12 @@ class Executor:
                 f"a tier had no room for {step.journal.kept} storages, which stay on the device: "
                 "the step takes more of it than planned"
             )
+
+    def _tell_compiled(self) -> None:
+        self.notices.say(
+            "the step has a region of torch.compile, which runs as it is written: what compiled "
+            "code keeps and allocates, nobody is told"
+        )
 
     def _end(self, mode: str, why: str) -> None:
         self._last = StepReport(step=self.steps, mode=mode, why=why)

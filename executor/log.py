@@ -37,15 +37,22 @@ class Meter(Protocol):
 
 
 class Log:
-    """Logs what it is shown of *device*, one step after the other."""
+    """Logs what it is shown of *device*, one step after the other.
+
+    What has no bytes that a trace could hold raises Unsupported. If the log is *lenient*, it says
+    so in *problem* instead, and logs nothing any more.
+    """
 
     def __init__(
         self,
         device: torch.device,
         meter: Meter | None = None,
         rules: PlainRules | None = None,
+        *,
+        lenient: bool = False,
     ) -> None:
         self.device: Final = device
+        self.problem = ""
         self.operations: list[Logged] = []
         self.book: Final = Book(self.place)
         self.quiet = False  # what the recorder itself does is not logged
@@ -54,6 +61,7 @@ class Log:
         self.unreleased: list[Life] = []  # saved storages that the program still holds
         self._modules: dict[int, str] = {}  # by sequence number
         self._meter = meter
+        self._lenient = lenient
         self.rules = rules or PlainRules()
         self.dispatched = 0
         self.calls = 0  # a digest of all calls so far
@@ -82,8 +90,8 @@ class Log:
 
     def observe(self, func: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See an operator: run it, and log what it did."""
-        if self.quiet or func.namespace == "prim":  # asking a fake tensor for its device is one
-            return func(*args, **kwargs)
+        if self.quiet or self.problem or func.namespace == "prim":
+            return func(*args, **kwargs)  # asking a fake tensor for its device is a prim
         self.poll()
         what = self.describe(func)
         logged = Logged(what)
@@ -92,12 +100,16 @@ class Log:
         self.calls = next_call(self.calls, func, args, kwargs)
         touched: dict[int, int] = {}
         writes = self._arguments(logged, args, kwargs, touched)
+        if writes is None:
+            return func(*args, **kwargs)
         counted = 0
         if self._meter is not None:
             self._meter.before()
             counted = self._meter.counted
         result = func(*args, **kwargs)
         fresh_nbytes = self._results(logged, result, touched)
+        if fresh_nbytes is None:
+            return result
         logged.waits = bool(logged.reads) and (
             what.waits or self._leaves(what, args, kwargs, result)
         )
@@ -115,7 +127,8 @@ class Log:
                 logged.flops *= 4  # a complex product and sum are eight, where real ones are two
             logged.precision = precision_of(what, args)
         self.rules.mark(self, logged, args, result)
-        self._follow_sizes(logged)
+        if not self._follow_sizes(logged):
+            return result
         for life in logged.overwrites:
             life.version += 1
         for life in logged.updates:
@@ -129,14 +142,16 @@ class Log:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         touched: dict[int, int],
-    ) -> bool:
-        """Note what the operation reads and writes; return whether it writes anything here."""
+    ) -> bool | None:
+        """Note what the operation reads and writes; return whether it writes anything here, None if
+        it cannot be logged."""
         what, writes = logged.operator, False
         training = bool(what.passing) and trains(args, kwargs)
         for key, tensor in tensors_of(args, kwargs):
             if not self.here(tensor):
                 continue
-            self._refuse_unsupported(tensor, what)
+            if self.lacks_bytes(tensor, what):
+                return None
             if what.rebinds and key in what.written:
                 continue
             if key not in what.written and self._is_number(tensor):
@@ -164,14 +179,16 @@ class Log:
                 logged.reads.append(Access(life, life.version, offset, nbytes))
         return writes
 
-    def _results(self, logged: Logged, result: Any, touched: dict[int, int]) -> int:
-        """Note the storages that the operation made; return their bytes."""
+    def _results(self, logged: Logged, result: Any, touched: dict[int, int]) -> int | None:
+        """Note the storages that the operation made; return their bytes, None if it cannot be
+        logged."""
         total = 0
         place = len(self.operations)
         for tensor in each_of(result):
             if not self.here(tensor):
                 continue
-            self._refuse_unsupported(tensor, logged.operator)
+            if self.lacks_bytes(tensor, logged.operator):
+                return None
             if self.book.find(tensor) is None and logged.operator.rebinds:
                 self._enter_found(tensor)  # no operator makes a storage for it
             elif self.book.find(tensor) is None:
@@ -189,19 +206,22 @@ class Log:
             return False
         return any(tensor.device.type == "cpu" != self.device.type for tensor in each_of(result))
 
-    def _follow_sizes(self, logged: Logged) -> None:
-        """Take an empty storage that an operation has filled for a new one; refuse other sizes."""
+    def _follow_sizes(self, logged: Logged) -> bool:
+        """Take an empty storage that an operation has filled for a new one; return whether there
+        are no other sizes that change."""
         for life in list(logged.overwrites):
             nbytes = self.book.nbytes(life)
             if nbytes == life.nbytes:
                 continue
             if life.nbytes:
-                raise Unsupported(
+                self.cannot(
                     f"{logged.operator.name} changes a storage of {life.nbytes} bytes to {nbytes}, "
-                    "which a trace cannot say; make a new tensor instead"
+                    "which a trace cannot say"
                 )
+                return False
             logged.overwrites.remove(life)
             logged.fresh.append(self.book.renew(life, len(self.operations)))
+        return True
 
     def _place_in_graph(self, logged: Logged) -> None:
         """Note node and module: a backward operation's module is that of its forward."""
@@ -236,18 +256,25 @@ class Log:
             and self.book.find(tensor) is None
         )
 
-    def _refuse_unsupported(self, tensor: torch.Tensor, what: Operator) -> None:
-        why = ""
+    def lacks_bytes(self, tensor: torch.Tensor, what: Operator | None = None) -> bool:
+        """Return whether a tensor has no plain bytes. Then the step cannot be recorded: an operator
+        works on it, or autograd keeps it."""
         if tensor.is_quantized:
             why = f"a quantized tensor ({tensor.dtype})"
         elif tensor.layout is not torch.strided:
             why = f"a sparse tensor ({tensor.layout})"
-        if why:
-            where = f" in module {self.module!r}" if self.module else ""
-            raise Unsupported(
-                f"{what.name}{where} works on {why}, which a recording cannot tell apart into "
-                "bytes yet; record a step without it"
-            )
+        else:
+            return False
+        where = f" in module {self.module!r}" if self.module else ""
+        does = "autograd keeps" if what is None else f"{what.name}{where} works on"
+        self.cannot(f"{does} {why}, which a recording cannot tell apart into bytes")
+        return True
+
+    def cannot(self, why: str) -> None:
+        """Say that the step cannot be recorded, and why."""
+        if not self._lenient:
+            raise Unsupported(f"{why}; record a step without it")
+        self.problem = self.problem or why
 
 
 def trains(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -184,6 +184,33 @@ def runs_eagerly() -> bool:
     return dynamo is not None and bool(dynamo._stance.stance == "force_eager")
 
 
+@contextmanager
+def compiled_run_eagerly(tell: Callable[[], None]) -> Iterator[None]:
+    """Let what torch.compile has compiled run as it is written, inside the block; *tell* hears of
+    each call."""
+    import torch._dynamo.eval_frame as dynamo  # only now: it takes a second
+
+    frames: Any = dynamo
+    plain = frames._callback_from_stance
+
+    def told(callback: Any) -> Any:
+        if callback not in (None, False):  # those are for what is not to be compiled
+            tell()
+        return plain(callback)
+
+    frames._callback_from_stance = told
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        frames._callback_from_stance = plain
+
+
+def negatives(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor on the same bytes that stands for their negatives: `x.conj().imag` is one."""
+    return torch._neg_view(tensor)
+
+
 def is_fake(tensor: torch.Tensor) -> bool:
     """Return whether there is no memory behind a tensor: torch.compile leaves such ones behind."""
     return isinstance(tensor, FakeTensor)

@@ -7,7 +7,7 @@ looked up among all tensors of the process.
 
 import gc
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -32,6 +32,7 @@ from .safe import Fired, SafeSaves
 from .saves import COMPILED
 from .slabs import Slabs
 from .step import Step
+from .storages import Life
 from .tensors import tensors_of
 from .unseen import Unseen
 from .watch import Watch
@@ -79,7 +80,9 @@ class Recording:
     and lazy state may appear in the first.
 
     *missing* is how many steps are needed still; then *recorded* is there. *problem* says why the
-    last one did not do. *stayed_nbytes* did not find room in the host's memory.
+    last one did not do; where the step did what no recording can hold, it kept everything from
+    there on, and what was *lost* has to begin anew. *stayed_nbytes* did not find room in the host's
+    memory.
     """
 
     def __init__(
@@ -91,10 +94,12 @@ class Recording:
         self.stayed_nbytes = 0
         self._backend = backend
         self._slabs = slabs
-        self._log = Log(device, CudaMeter(device) if device.type == "cuda" else None)
+        meter = CudaMeter(device) if device.type == "cuda" else None
+        self._log = Log(device, meter, lenient=True)
         self._modules = Modules(self._log)
         self.recorded: Recorded | None = None
         self.problem = ""
+        self.lost = False
         self._calls: dict[int, Call] = {}  # by place in the log
         self._sequence: list[Overload] = []
         self._touched: set[int] = set()  # lives that something unknown may have written
@@ -123,6 +128,9 @@ class Recording:
             yield
         if compiled_frames() > frames:
             raise Unsupported(COMPILED)
+        if log.problem:
+            self.lost, self.problem = True, log.problem
+            return
         log.poll()
         saves.settle()
         if history is not None:
@@ -141,17 +149,18 @@ class Recording:
         if log.quiet or func.namespace == "prim":
             return func(*args, **kwargs)
         place, position, forward = log.place(), len(self._sequence), backward_pass() < 0
-        if forward:
+        if forward and not log.problem:
             self._sequence.append(func)
             self._unseen.before(args, kwargs)
         result = log.observe(func, args, kwargs)
         what = log.describe(func)
+        if log.problem:  # nothing is recorded any more, but what was sent must stay right
+            written = what.written | what.passing
+            saves.refresh(self._lives(t for key, t in tensors_of(args, kwargs) if key in written))
+            return result
         if what.opaque and not what.waits:
-            self._touched |= {
-                life.number
-                for _, tensor in tensors_of(args, kwargs)
-                if log.here(tensor) and (life := log.book.find(tensor)) is not None
-            }
+            lives = self._lives(tensor for _, tensor in tensors_of(args, kwargs))
+            self._touched |= {life.number for life in lives}
         if log.place() > place:
             logged = log.operations[-1]
             if not forward:
@@ -162,9 +171,14 @@ class Recording:
                 self._calls[place] = call
                 for argument in call.tensors:
                     self._counters.setdefault(argument.life.number, argument.version)
-            if logged.overwrites or logged.updates:
-                saves.refresh(logged)
+            saves.refresh(logged.overwrites + logged.updates)
         return result
+
+    def _lives(self, tensors: Iterable[torch.Tensor]) -> list[Life]:
+        """Return those of the tensors' storages that are known."""
+        log = self._log
+        found = (log.book.find(tensor) for tensor in tensors if log.here(tensor))
+        return [life for life in found if life is not None]
 
     def _assemble(self, step: Step, saves: SafeSaves) -> None:
         """Make the trace now, before more dies; one that is not closed does not do."""

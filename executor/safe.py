@@ -5,7 +5,7 @@ plain step: what comes back goes on with the life of what was sent.
 """
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -14,7 +14,6 @@ from ..errors import Unsupported
 from .backend import STREAMS, Backend
 from .entries import Entry, View, Where, view_of
 from .log import Log
-from .logged import Logged
 from .private import address, backward_pass, running_node, version
 from .saves import COMPILED, Kept, Saves
 from .slabs import Slabs
@@ -63,6 +62,10 @@ class SafeSaves(Saves):
         log = self._log
         if not self._backend.computes_here():
             raise Unsupported(STREAMS)
+        if log.problem or (log.here(tensor) and log.lacks_bytes(tensor)):
+            handle = super()._pack(tensor)
+            self._entry_of[handle] = (-1, None)
+            return handle
         if log.here(tensor) and backward_pass() < 0:
             self._unseen.look(tensor)
         handle = super()._pack(tensor)
@@ -126,10 +129,10 @@ class SafeSaves(Saves):
             entry.fetch(TIER)
             self._log.book.adopt(life, entry.storage)
 
-    def refresh(self, operation: Logged) -> None:
-        """Send again what an operation has written into since it was sent, and autograd has not
-        noticed: the noise of a random ReLU, or another chunk of a recurrent cell's gates."""
-        for life in operation.overwrites + operation.updates:
+    def refresh(self, lives: Iterable[Life]) -> None:
+        """Send again what has been written into since it was sent, and autograd has not noticed:
+        the noise of a random ReLU, or another chunk of a recurrent cell's gates."""
+        for life in lives:
             for (number, _), entry in list(self._sent.items()):
                 if number == life.number and entry.original is not None:
                     self._log.quiet = True

@@ -96,7 +96,7 @@ class Saves(torch.autograd.graph.saved_tensors_hooks):
             handle = _Handle(tensor.detach(), None)
         finally:
             log.quiet = False
-        if log.here(tensor):
+        if log.here(tensor) and not log.problem and not log.lacks_bytes(tensor):
             life = log.book.find(tensor) or log.book.enter(tensor, -1)
             handle.kept = kept = Kept(life, log.place(), *extent(tensor))
             self.kept.append(kept)

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import Unsupported
 from .private import address, holders
 
 
@@ -56,17 +55,18 @@ class Life:
 
 
 @contextmanager
-def resizing_refused() -> Iterator[None]:
-    """Refuse what no operator tells of: a storage that is given another size by hand."""
+def resizing_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell of what no operator tells of: a storage that is given another size by hand."""
     plain = torch.UntypedStorage.resize_
 
-    def refuse(storage: torch.UntypedStorage, nbytes: int) -> None:
-        raise Unsupported(
+    def resize(storage: torch.UntypedStorage, nbytes: int) -> object:
+        tell(
             f"the step resizes a storage of {storage.nbytes()} bytes to {nbytes} by hand, which a "
-            "trace cannot say; record a step without that"
+            "trace cannot say"
         )
+        return plain(storage, nbytes)
 
-    torch.UntypedStorage.resize_ = refuse  # type: ignore[method-assign, assignment]
+    torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -90,7 +90,9 @@ class Book:
         self._followed: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def find(self, tensor: torch.Tensor) -> Life | None:
-        """Return the life of a tensor's storage, None if it has not been entered."""
+        """Return the life of a tensor's storage, None if it has none or has not been entered."""
+        if tensor.layout is not torch.strided:
+            return None
         return self._at.get(address(tensor.untyped_storage()))
 
     def enter(self, tensor: torch.Tensor, born: int) -> Life:

@@ -14,7 +14,7 @@ from .modules import Modules
 from .names import known
 from .saves import Saves
 from .step import Step
-from .storages import resizing_refused
+from .storages import resizing_told
 
 
 class Watch:
@@ -45,7 +45,7 @@ class Watch:
                 without_collector(),  # so that what dies does so at its place
                 one_thread(),
                 self._modules,
-                resizing_refused(),
+                resizing_told(self._log.cannot),
                 self._naming(),
                 saves,
                 observing,

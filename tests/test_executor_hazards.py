@@ -1,6 +1,7 @@
 """Ways to a silently wrong gradient: each right, or refused loudly."""
 
 import gc
+import warnings
 from contextlib import nullcontext
 from itertools import pairwise
 
@@ -9,10 +10,11 @@ from msgspec.structs import replace
 
 torch = pytest.importorskip("torch")
 
+from programs import Training, training  # noqa: E402
 from torch import nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
-from training import Everything, executor, undisturbed  # noqa: E402
+from training import Everything, different, executor, plain, state, undisturbed  # noqa: E402
 
 from superneurons.allocators.standing import Standing  # noqa: E402
 from superneurons.errors import DoesNotFit, Unsupported  # noqa: E402
@@ -505,17 +507,179 @@ def test_tensors_without_memory_may_be_in_the_process(there):
     assert other is not None
 
 
-# Torch warns of hooks on all modules, which name ours.
-@pytest.mark.filterwarnings("ignore:Using `torch.compile")
-def test_a_compiled_model_runs_where_it_is_not_compiled():
-    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run = torch.compile(model, backend="eager")
-    with torch.compiler.set_stance("force_eager"):
-        modes = trains(executor(Everything()), [4, 4, 4], run, optimizer)
-    assert modes == ["safe", "recorded", "executed"]
-    with pytest.raises(Unsupported, match="force_eager"):
-        trains(executor(Everything()), [4], run, optimizer)
+def compiled_module():
+    model = nn.Sequential(hidden(), hidden())
+    run = torch.compile(model, backend="aot_eager")
+    return training(model, lambda: run(torch.ones(4, 6)).exp().sum())
+
+
+def compiled_in_place():
+    model = nn.Sequential(hidden(), hidden())
+    model[1].compile(backend="aot_eager")
+    return training(model, lambda: model(torch.ones(4, 6)).exp().sum())
+
+
+def compiled_function():
+    model = nn.Sequential(hidden(), hidden())
+    between = torch.compile(lambda y: (y.sin() * y).sigmoid() * y, backend="aot_eager")
+    return training(model, lambda: model[1](between(model[0](torch.ones(4, 6)))).exp().sum())
+
+
+def compiled_update():
+    model = nn.Sequential(hidden(), hidden())
+    optimizer = torch.optim.Adam(model.parameters())
+    update = torch.compile(optimizer.step, backend="aot_eager")
+
+    def step():
+        optimizer.zero_grad()
+        model(torch.ones(4, 6)).exp().sum().backward()
+        update()
+
+    return Training(model, step, optimizer)
+
+
+@pytest.mark.filterwarnings("ignore")  # which torch gives while it compiles
+@pytest.mark.parametrize("already", [False, True], ids=["new", "already compiled"])
+@pytest.mark.parametrize(
+    "build", [compiled_module, compiled_in_place, compiled_function, compiled_update]
+)
+def test_what_is_compiled_runs_as_it_is_written_and_that_is_said(build, already):
+    step, other, runs = begun(build), begun(build), executor(Everything())
+    if already:
+        step()
+        other()
+    for _ in range(6):
+        with torch.compiler.set_stance("force_eager"):
+            other()
+        with runs.step():
+            step()
+    assert runs.report.mode == "executed"
+    assert different(state(step), state(other)) == []
+    (notice,) = runs.notices
+    assert "torch.compile" in notice
+
+
+# -- what no recording can hold --------------------------------------------------------------------
+
+
+def hidden():
+    return nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Tanh(), nn.Linear(6, 6))
+
+
+def sparse_gradients():
+    model = nn.Sequential(nn.Embedding(9, 6, sparse=True), hidden())
+    words = torch.tensor([1, 2, 3])
+    return training(model, lambda: model(words).exp().sum())
+
+
+def a_graph():
+    model, edges, x = hidden(), torch.eye(4).to_sparse(), torch.randn(4, 6)
+    return training(model, lambda: (edges @ model((edges @ model(x)).sigmoid())).exp().sum())
+
+
+def a_graph_made_in_the_step():
+    model, x = hidden(), torch.randn(4, 6)
+    return training(model, lambda: (torch.eye(4).to_sparse_csr() @ model(x)).exp().sum())
+
+
+def quantized_numbers():
+    model, x = hidden(), torch.randn(4, 6)
+
+    def loss():
+        rough = torch.quantize_per_tensor(x, 0.1, 0, torch.qint8).dequantize()
+        return (model(x) * rough).exp().sum()
+
+    return training(model, loss)
+
+
+def noise_that_is_filled_after_it_was_kept():
+    model, edges, x = hidden(), torch.eye(4).to_sparse(), torch.randn(4, 6)
+    noisy = nn.RReLU()
+    return training(
+        model, lambda: (edges @ noisy(noisy(model(x) - 0.5) - 0.5)).exp().mul(noisy(model(x))).sum()
+    )
+
+
+def values_that_are_written_after_they_were_sent():
+    model, edges, x = hidden(), torch.eye(4).to_sparse(), torch.randn(4, 6)
+
+    def loss():
+        y = model(x).exp()  # kept, and sent away
+        spread = edges @ y
+        y.data.mul_(0.5)  # autograd does not count it: backward takes half of the exponential
+        return spread.sum()
+
+    return training(model, loss)
+
+
+def a_storage_of_another_size():
+    model, x = hidden(), torch.randn(4, 6)
+
+    def loss():
+        y = model(x).sigmoid()
+        scratch = (y * 2.0).detach()
+        scratch.untyped_storage().resize_(0)
+        scratch.untyped_storage().resize_(y.nbytes)
+        scratch.copy_(y.detach())
+        return (y.exp() * scratch).sum()
+
+    return training(model, loss)
+
+
+@pytest.mark.parametrize(
+    ("build", "word"),
+    [
+        (sparse_gradients, "sparse"),
+        (a_graph, "autograd keeps a sparse tensor"),
+        (a_graph_made_in_the_step, "sparse"),
+        (quantized_numbers, "quantized"),
+        (noise_that_is_filled_after_it_was_kept, "sparse"),
+        (values_that_are_written_after_they_were_sent, "sparse"),
+        (a_storage_of_another_size, "resizes a storage"),
+    ],
+)
+def test_a_step_that_no_recording_can_hold_is_kept_and_that_is_said(build, word):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would have us know that sparse tensors are in beta
+        expected, step, runs = dense(plain(build, 6)), begun(build), executor(Everything())
+        modes = []
+        for _ in range(6):
+            with runs.step():
+                step()
+            modes.append(runs.report.mode)
+    assert different(dense(state(step)), expected) == []
+    assert modes[0] == "safe"
+    assert modes[-1] == "kept"
+    (notice,) = runs.notices
+    assert word in notice
+    assert "everything is kept" in notice
+    assert runs.slabs["host"].used_nbytes == 0
+
+
+def begun(build):
+    torch.manual_seed(0)
+    return build()
+
+
+def dense(found):
+    """Return what training changes with its sparse gradients as others are."""
+    return [
+        (name, each.to_dense() if isinstance(each, torch.Tensor) and each.is_sparse else each)
+        for name, each in found
+    ]
+
+
+def test_a_step_that_no_recording_can_hold_once_is_recorded_later():
+    model, edges, x = hidden(), torch.eye(4).to_sparse(), torch.randn(4, 6)
+    runs, modes = executor(Everything()), []
+    for i in range(5):
+        with runs.step():
+            model.zero_grad()
+            y = model(x).exp()
+            (edges @ y if i == 0 else y).sum().backward()
+        modes.append(runs.report.mode)
+    assert modes == ["safe", "recorded", "executed", "executed", "executed"]
+    assert runs.notices == []
 
 
 @pytest.mark.parametrize("idle", ["nothing", "forward"])

@@ -191,6 +191,43 @@ def test_an_exception_in_backward_ends_the_pass():
     assert (private.backward_pass() >= 0) is False
 
 
+@pytest.mark.parametrize("before", ["default", "fail_on_recompile"])
+def test_what_is_compiled_runs_eagerly_and_is_told_of_only_inside_the_block(before):
+    told, traced = [], []
+
+    @torch.compile(backend="eager")
+    def compiled(x):
+        traced.append(torch.compiler.is_compiling())
+        return x + 1
+
+    @torch.compiler.disable
+    def never(x):
+        return x + 1
+
+    with torch.compiler.set_stance(before):
+        with private.compiled_run_eagerly(lambda: told.append(1)):
+            compiled(torch.ones(3))
+            assert private.runs_eagerly()
+            never(torch.ones(3))
+        assert len(told) == 1
+        assert traced == [False]
+        assert not private.runs_eagerly()
+    with pytest.raises(ZeroDivisionError), private.compiled_run_eagerly(lambda: told.append(1)):
+        raise ZeroDivisionError
+    assert not private.runs_eagerly()
+    compiled(torch.ones(3))
+    assert len(told) == 1
+
+
+def test_negatives_are_on_the_same_bytes():
+    x = torch.tensor([1.0, -2.0])
+    other = private.negatives(x)
+    assert other.is_neg()
+    assert torch.equal(other, torch.tensor([-1.0, 2.0]))
+    assert other.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    assert not private.negatives(other).is_neg()
+
+
 def test_a_pass_inside_a_pass_returns_to_the_outer_one():
     seen = []
 

@@ -682,6 +682,11 @@ def sparse_loss():
     return torch.sparse.mm(torch.eye(4).to_sparse(), torch.randn(4, 3)).sum()
 
 
+def sparse_and_kept_loss():
+    table = nn.Parameter(torch.randn(4, 3))
+    return torch.sparse.mm(torch.eye(4).to_sparse(), table).sum()
+
+
 def sparse_gradient_loss():
     table = nn.Parameter(torch.randn(9, 4))
     F.embedding(torch.tensor([1, 2]), table, sparse=True).sum().backward()
@@ -696,6 +701,7 @@ def quantized_loss():
     ("loss", "word", "operator"),
     [
         (sparse_loss, "sparse", "sparse"),
+        (sparse_and_kept_loss, "sparse", "sparse"),
         (sparse_gradient_loss, "sparse", "sparse|coo|embedding"),
         (quantized_loss, "quantized", "quantize"),
     ],
