@@ -16,6 +16,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from programs import PROGRAMS  # noqa: E402
+from test_executor_hazards import (  # noqa: E402
+    a_graph,
+    begun,
+    compiled_function,
+    compiled_module,
+    dense,
+    sparse_gradients,
+    values_that_are_written_after_they_were_sent,
+)
 from test_zoo import TINY  # noqa: E402
 from training import MACHINE, Everything, different, network, plain, state, trained  # noqa: E402
 
@@ -98,6 +107,34 @@ def test_what_goes_to_a_peer_comes_back_as_it_was(name):
     assert runs.report.copied_in_nbytes > 0
     assert runs.slabs["peer"].peak_nbytes > 0
     assert runs.slabs["peer"].used_nbytes == 0
+
+
+@pytest.mark.parametrize(
+    "build", [sparse_gradients, a_graph, values_that_are_written_after_they_were_sent]
+)
+def test_a_step_that_no_recording_can_hold_is_kept(build):
+    expected, again = (dense(plain(build, 6)) for _ in range(2))
+    if different(expected, again):
+        pytest.skip("plain PyTorch does not repeat itself here")
+    step, runs = begun(build), executor(Everything())
+    for _ in range(6):
+        with runs.step():
+            step()
+    assert runs.report.mode == "kept"
+    assert different(dense(state(step)), expected) == []
+    assert runs.slabs["host"].used_nbytes == 0
+
+
+@pytest.mark.parametrize("build", [compiled_function, compiled_module])
+def test_what_is_compiled_runs_as_it_is_written(build):
+    with torch.compiler.set_stance("force_eager"):
+        expected = plain(build, STEPS)
+    step, runs = begun(build), executor(Everything())
+    for _ in range(STEPS):
+        with runs.step():
+            step()
+    assert runs.report.mode == "executed"
+    assert different(state(step), expected) == []
 
 
 def tight(name, policy):
