@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..errors import Unsupported
 from .actions import COPY, DISCARD, DROP, FETCH, LOOK, RERUN, Action
-from .backend import Backend
+from .backend import STREAMS, Backend
 from .code import Code
 from .entries import AWAY, HERE, Entry
 from .journal import Journal
-from .private import address, holders, sequence_number
+from .plan import Saved
+from .private import address, holders, running_node, sequence_number
 from .replay import Replay
 from .slabs import Block, Slabs
 from .witness import Witness
@@ -23,7 +25,10 @@ class Duties:
     journal: Journal
     _replay: Replay
     _codes: Mapping[int, Code]
+    _places: Sequence[int]  # of the hooks
+    _saved: Sequence[Saved]
     _looking: Witness | None  # who looks on, until it has seen all that is to be seen
+    _lost: bool  # whether it is another step, so that nothing is due any more
 
     def __init__(self, backend: Backend, slabs: Mapping[str, Slabs], *, verify: bool) -> None:
         self._backend = backend
@@ -60,7 +65,7 @@ class Duties:
                 self._look(s)
         elif what is RERUN:
             if self._backend.computes_here():  # else it comes when it is asked for, or is refused
-                for op in self._replay.run(action.ops):
+                for op in self._replay.run(action.ops, self._places[self._at]):
                     self.journal.write(self._at, "rerun", self._codes[op].made[0].storage)
         elif what is COPY:
             self._copy(action.storages, action.tier)
@@ -72,6 +77,7 @@ class Duties:
         else:
             for s in action.storages:
                 if self._held.pop(s, None) is not None:
+                    self._replay.let_go(s)
                     self.journal.write(self._at, "release", s)
 
     def _discard(self, s: int, tier: str) -> None:
@@ -149,6 +155,32 @@ class Duties:
             self.journal.holders[s] = holders(address(storage)) - 1
             self.journal.write(self._at, "there", s)
 
+    def _prove_asker(self, entry: Entry, number: int) -> None:
+        """Refuse what was sent away for another operation before that was over, and what is asked
+        for on another stream."""
+        if entry.early:
+            node, recorded = running_node(), self._saved[number].asker
+            if node is not None and recorded and node.name() != recorded:
+                raise Unsupported(
+                    f"save {number} was sent away as one of {recorded}, and {node.name()} asks for "
+                    "it: the step is another one than was recorded, in a way that shows too late; "
+                    "give step() the batch, or any label that tells the two kinds of steps apart"
+                )
+        if not self._backend.computes_here():
+            raise Unsupported(STREAMS)
+
+    def _show(self, entry: Entry, alias: torch.Tensor, number: int) -> None:
+        """Let a handle's tensor look at its entry's bytes, wherever they were."""
+        looking = self._looking
+        if looking is not None:
+            looking.quiet = True
+        try:
+            self._bring(entry)
+            entry.show(alias, self._saved[number].view)
+        finally:
+            if looking is not None:
+                looking.quiet = False
+
     def _bring(self, entry: Entry) -> None:
         """See to it that an entry's bytes are on the device, or on their way to it."""
         if entry.where is AWAY:
@@ -157,5 +189,8 @@ class Duties:
                 if entry.blocks:
                     entry.fetch(next(iter(entry.blocks)))
                 else:
-                    self._replay.rebuild(entry, self._bring)
+                    back = self._replay.rebuild(entry, self._bring)
+                    if not self._lost:  # the schedule has them there later, or never
+                        for each in back:
+                            self._replay.let_go(each.number)
             self.journal.write(self._at, what, entry.number)

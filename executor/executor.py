@@ -18,8 +18,7 @@ from .audit import AuditedStep, Reading
 from .backend import Backend
 from .clock import Clocked, ClockedStep
 from .course import Course, Site
-from .cpu_backend import EmulatedBackend
-from .cuda_backend import CudaBackend
+from .device import backend_of
 from .hooks import ExecutedStep
 from .journal import Journal, StepReport
 from .links import measured, told
@@ -80,7 +79,7 @@ class Executor:
     ) -> None:
         self.policy: Final = find_policy(policy) if isinstance(policy, str) else policy
         self.budget: Final = _nbytes(budget)
-        self.backend: Final = backend or _backend(device, peer)
+        self.backend: Final = backend or backend_of(device, peer)
         self.notices: Final = Notices()
         self._last: Journal | StepReport | None = None
         self.steps = 0
@@ -274,42 +273,6 @@ def _bound(backend: Backend, tier: Tier, host_nbytes: int | None) -> int:
     if host_nbytes is not None and tier.name == "host":
         return host_nbytes
     return min(tier.nbytes, backend.room(tier.name))
-
-
-def _backend(device: torch.device | str | None, peer: torch.device | str | None) -> Backend:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidInput(f"device {device!r}: {str(error).partition(chr(10))[0]}") from None
-    if found.type == "cpu":
-        if peer is not None:
-            raise InvalidInput(
-                f"peer {peer} was asked for, but this is a CPU, on which the host's memory stands "
-                "for another GPU's; leave it out"
-            )
-        return EmulatedBackend()
-    if found.type != "cuda" or (found.index or 0) >= torch.cuda.device_count():
-        there = ", ".join(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-        raise InvalidInput(f"device {found} is not there; there are: {there or 'no GPUs'}, and cpu")
-    if str(found) == "cuda":
-        found = torch.device("cuda", torch.cuda.current_device())
-    return CudaBackend(found, None if peer is None else _near(found, peer))
-
-
-def _near(device: torch.device, peer: torch.device | str) -> torch.device:
-    """Return the other GPU that *peer* names, if it can be reached."""
-    there = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    near = next((each for each in there if str(each) == str(peer)), None)
-    if near is None or near == device:
-        others = ", ".join(str(each) for each in there if each != device)
-        raise InvalidInput(
-            f"peer {peer} is no other GPU than {device}; there are: {others or 'no others'}"
-        )
-    if not torch.cuda.can_device_access_peer(device, near):
-        raise InvalidInput(f"peer {near} cannot be reached from {device}; take another, or none")
-    return near
 
 
 def _nbytes(quantity: str | int | None) -> int | None:

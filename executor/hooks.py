@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from ..errors import Unsupported
-from .backend import STREAMS, Backend
+from .backend import Backend
 from .duties import Duties
 from .entries import AWAY, HERE, Entry
 from .journal import Journal
@@ -28,7 +27,6 @@ from .private import (
     observed,
     pop_hooks,
     push_hooks,
-    running_node,
     sequence_number,
     version_of,
 )
@@ -164,12 +162,15 @@ class ExecutedStep(Duties):
             fault_modified(shape, version_of(alias), version)
         if entry is None:
             return alias
-        away = entry.where is not HERE
-        if away or entry.early:
+        where = entry.where
+        if where is not HERE or entry.early:
             self._prove_asker(entry, number)
-        if away:
+        if where is not HERE:
             self._show(entry, alias, number)
-        return alias.detach()  # whose bytes stay when ours are given up again
+        given = alias.detach()  # whose bytes stay when ours are given up again
+        if where is AWAY and not self._lost and self.plan.unread(entry.number):
+            self._replay.let_go(entry.number)
+        return given
 
     def finish(self) -> None:
         """End the step: what is due then is done, and what was held is let go of."""
@@ -201,6 +202,7 @@ class ExecutedStep(Duties):
         self.journal = Journal(plan)
         self._hooks = plan.hooks
         self._saved = plan.saved
+        self._places = plan.places
         self._codes = plan.recipes.codes
         self._replay = Replay(
             plan.recipes, self._backend, self._entry_of, self._doubt, constant=self._constant
@@ -265,18 +267,6 @@ class ExecutedStep(Duties):
         entry.sequence = sequence_number()
         return entry
 
-    def _show(self, entry: Entry, alias: torch.Tensor, number: int) -> None:
-        """Let a handle's tensor look at its entry's bytes, wherever they were."""
-        looking = self._looking
-        if looking is not None:
-            looking.quiet = True
-        try:
-            self._bring(entry)
-            entry.show(alias, self._saved[number].view)
-        finally:
-            if looking is not None:
-                looking.quiet = False
-
     def _doubt(self, why: str) -> None:
         """The witness says that it is another step; before the first hook it may be a known one."""
         if self._at:
@@ -290,20 +280,6 @@ class ExecutedStep(Duties):
         self._held.clear()
         if self._replay.witness is not None:
             self._replay.witness.done = True
-
-    def _prove_asker(self, entry: Entry, number: int) -> None:
-        """Refuse what was sent away for another operation before that was over, and what is asked
-        for on another stream."""
-        if entry.early:
-            node, recorded = running_node(), self._saved[number].asker
-            if node is not None and recorded and node.name() != recorded:
-                raise Unsupported(
-                    f"save {number} was sent away as one of {recorded}, and {node.name()} asks for "
-                    "it: the step is another one than was recorded, in a way that shows too late; "
-                    "give step() the batch, or any label that tells the two kinds of steps apart"
-                )
-        if not self._backend.computes_here():
-            raise Unsupported(STREAMS)
 
 
 def _told(dtype: torch.dtype | None, shape: Sequence[int]) -> str:

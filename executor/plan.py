@@ -127,6 +127,12 @@ class Plan:
                 found[action.what] += len(action.storages)
         return found
 
+    def unread(self, s: int) -> bool:
+        """Return whether autograd asks for a storage only as it lets go of it, so that no operation
+        reads it: it may have wanted to know a type. No schedule has it there for that."""
+        facts = self.trace.facts
+        return facts.absent_until[s] >= facts.death[s]
+
     def hooks_until(self, end: int) -> list[Hook]:
         """Return the hooks as they are compared if none is called for what is saved after *end*."""
         if end not in self._ending:
@@ -161,7 +167,11 @@ class Plan:
             if isinstance(step, Rerun):
                 code = self.recipes.codes[step.op]
                 made = [each.storage for each in code.made]
-                asked = [self._first_unpack[s] for s in made if place <= facts.absent_until[s]]
+                asked = [
+                    self._first_unpack[s]
+                    for s in made
+                    if s in self._first_unpack and place <= facts.absent_until[s]
+                ]
                 k = min([earliest, *asked])
                 touched = [*made, *facts.reads[step.op]]
                 k = max([k, *(after.get(s, 0) for s in touched)])

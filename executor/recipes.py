@@ -56,6 +56,7 @@ class Recipes:
     ) -> None:
         self.repeatable = repeatable
         self.facts = repeatable.trace.facts
+        self._deeper: dict[tuple[int, frozenset[int]], Recipe | None] = {}
         self.dropped = _dropped(schedule, self.facts.managed, self.facts.absent_until)
         self.of: dict[int, Recipe] = {}
         for s in sorted(self.dropped):
@@ -100,7 +101,18 @@ class Recipes:
         """Whether any of the operations draws random numbers."""
         return any(code.random for code in self.codes.values())
 
-    def _recipe(self, s: int) -> Recipe | None:
+    def deeper(self, s: int, gone: frozenset[int]) -> Recipe | None:
+        """Return the recipe of a storage that does without some saved ones, which are *gone*: from
+        what they are made of. None if there is none, or if it takes operations that the schedule
+        never runs."""
+        key = s, gone
+        if key not in self._deeper:
+            recipe = self._recipe(s, gone)
+            known = recipe is not None and self.codes.keys() >= set(recipe.ops)
+            self._deeper[key] = recipe if known else None
+        return self._deeper[key]
+
+    def _recipe(self, s: int, gone: frozenset[int] = frozenset()) -> Recipe | None:
         """Return the recipe of a storage as it was saved; None if there is none."""
         facts, saved = self.facts, self.repeatable.saved
         if s not in saved:
@@ -120,7 +132,8 @@ class Recipes:
                 for source, at in zip(facts.reads[op], facts.versions[op], strict=True):
                     if source == target or facts.alive_at_start[source]:
                         continue
-                    if saved.get(source) == at and source not in facts.overwrites[op]:
+                    saves = saved.get(source) == at and source not in facts.overwrites[op]
+                    if saves and source not in gone:
                         leaves.add(source)
                     elif need.get(source, -1) < at:
                         need[source] = at

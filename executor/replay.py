@@ -16,7 +16,7 @@ from .code import Captured, Code
 from .entries import AWAY, Entry, looking
 from .lasting import Lasting, changed
 from .private import BelowAutograd
-from .recipes import Recipes
+from .recipes import Recipe, Recipes
 from .witness import Witness
 
 Again = tuple[torch.Tensor, int]
@@ -45,6 +45,7 @@ class Replay:
     ) -> None:
         self.made: dict[int, Again] = {}
         self.recipes = recipes
+        self._recipe_of: dict[int, Recipe] = {}  # of what is dropped, by storage
         self._backend = backend
         self._entries = entries
         self.lasting = Lasting(recipes)
@@ -61,31 +62,34 @@ class Replay:
         recipe = self.recipes.of.get(entry.number)
         if recipe is None:
             return False
+        found = {s: self._entries(s) for s in recipe.leaves}
+        gone: frozenset[int] = frozenset()
+        while lost := {s for s, leaf in found.items() if leaf is None}:
+            gone |= lost  # the graph has let go of them, so it starts from what they are made of
+            recipe = self.recipes.deeper(entry.number, gone)
+            if recipe is None:
+                return False
+            found = {s: self._entries(s) for s in recipe.leaves}
         if self.witness is not None:
             captured = self.witness.captured
             for op in recipe.ops:
                 if op not in captured:
                     return False
-        found = []
-        for s in recipe.leaves:
-            leaf = self._entries(s)
-            if leaf is None:
-                return False
-            found.append(leaf)
-        entry.owned = tuple(found)
+        self._recipe_of[entry.number] = recipe
+        entry.owned = tuple(leaf for leaf in found.values() if leaf is not None)
         return True
 
-    def run(self, ops: Sequence[int]) -> list[int]:
-        """Run operations again, as the schedule says, ~s lets go of what was run again of storage
-        s; return those operations for which everything was there."""
-        done = []
+    def run(self, ops: Sequence[int], place: int) -> list[int]:
+        """Run operations again at a place, as the schedule says, ~s lets go of what was run again
+        of storage s; return those operations for which everything was there."""
+        done, death = [], self.recipes.facts.death
         made, entries = self.made, self._entries
         self.lasting.doubt()
         codes = self.recipes.codes
         with BelowAutograd():
             for op in ops:
                 if op < 0:
-                    made.pop(~op, None)
+                    self.let_go(~op)
                     continue
                 code = codes[op]
                 try:
@@ -95,14 +99,25 @@ class Replay:
                 done.append(op)
                 for s in code.whole:
                     if (entry := entries(s)) is not None:
-                        again = made.pop(s)
+                        # Once the graph has let go of it, entries that start from it may as well.
+                        again = made.pop(s) if place < death[s] else made[s]
                         if entry.where is AWAY:
                             self._take(entry, again[0], code)
         return done
 
     def forget(self, s: int) -> None:
-        """Let go of what was run again."""
+        """Forget what was run again."""
         self.made.pop(s, None)
+
+    def let_go(self, s: int) -> None:
+        """Give up a storage that the schedule frees. Its entry may live on, for others start from
+        it, or for the graph is kept: then it comes back when it is asked for."""
+        self.forget(s)
+        entry = self._entries(s)
+        if entry is None or entry.where is AWAY:
+            return
+        if entry.blocks or self.prepared(entry):
+            entry.drop()
 
     def end(self) -> None:
         """Forget how the step was called: nothing will be computed again."""
@@ -110,24 +125,26 @@ class Replay:
         if self.witness is not None:
             self.witness.captured.clear()
 
-    def rebuild(self, entry: Entry, bring: Callable[[Entry], None]) -> None:
+    def rebuild(self, entry: Entry, bring: Callable[[Entry], None]) -> list[Entry]:
         """Compute an entry that is nowhere, and first those that it starts from; *bring* fetches
-        what is in a tier."""
-        waiting = [entry]
+        what is in a tier. Return those that have come back for it."""
+        waiting, back = [entry], []
         while waiting:
             present = waiting[-1]
             if present.where is not AWAY:
                 waiting.pop()
             elif present.blocks or present.reuse():
                 bring(present)
-                waiting.pop()
+                back.append(waiting.pop())
             elif away := [each for each in present.owned if each.where is AWAY]:
                 waiting.extend(away)
             else:
                 self._rebuild(present)
+                back.append(present)
+        return [each for each in back if each is not entry]
 
     def _rebuild(self, entry: Entry) -> None:
-        recipe = self.recipes.of[entry.number]
+        recipe = self._recipe_of[entry.number]
         made: dict[int, Again] = {}
         owned = {each.number: each for each in entry.owned}
         code = None
