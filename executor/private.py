@@ -70,26 +70,12 @@ def observed(observer: Observer) -> Iterator[None]:
     No dispatch mode is active, so torch runs what it runs otherwise.
     """
     key = _observers_key()
-    _let_pass(key)
     _observers.append(observer)
     try:
         with torch._C._IncludeDispatchKeyGuard(key):
             yield
     finally:
         _observers.pop()
-
-
-def _let_pass(key: Any) -> None:
-    """Have operators that take functions (flex_attention) pass by the key: what they run does not,
-    and they would look for a kernel of their own there. More come as modules are imported."""
-    found = torch._ops._higher_order_ops
-    if len(found) > len(_passing):
-        for name in found.keys() - _passing:
-            found[name].non_fallthrough_keys = found[name].non_fallthrough_keys.remove(key)
-        _passing.update(found)
-
-
-_passing: set[str] = set()
 
 
 class FakeTensors(FakeTensorMode):

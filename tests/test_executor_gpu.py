@@ -15,7 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from programs import PROGRAMS, training  # noqa: E402
+from programs import PROGRAMS  # noqa: E402
 from test_executor_hazards import (  # noqa: E402
     a_graph,
     begun,
@@ -26,8 +26,6 @@ from test_executor_hazards import (  # noqa: E402
     values_that_are_written_after_they_were_sent,
 )
 from test_zoo import TINY  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn.attention.flex_attention import flex_attention  # noqa: E402
 from training import MACHINE, Everything, different, network, plain, state, trained  # noqa: E402
 
 from superneurons.errors import DoesNotFit  # noqa: E402
@@ -137,29 +135,6 @@ def test_what_is_compiled_runs_as_it_is_written(build):
             step()
     assert runs.report.mode == "executed"
     assert different(state(step), expected) == []
-
-
-def attention_that_takes_a_function():
-    model = nn.Linear(16, 48)
-    x = torch.randn(2, 8, 16)
-
-    def loss():
-        q, k, v = model(x).view(2, 8, 3, 1, 16).permute(2, 0, 3, 1, 4)
-        return flex_attention(q, k, v, lambda score, b, h, i, j: score + (i - j)).exp().sum()
-
-    return training(model, loss)
-
-
-@pytest.mark.parametrize("policy", ["everything", "recompute", "liveness"])
-def test_attention_that_takes_a_function_is_that_of_plain_pytorch(policy):
-    with torch.compiler.set_stance("force_eager"):
-        expected, again = (plain(attention_that_takes_a_function, STEPS) for _ in range(2))
-    if different(expected, again):
-        pytest.skip("plain PyTorch does not repeat itself here")
-    runs = executor(POLICIES[policy])
-    assert different(trained(attention_that_takes_a_function, runs, STEPS), expected) == []
-    assert runs.report.mode == "executed"
-    assert runs.differences == []
 
 
 def tight(name, policy):

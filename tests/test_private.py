@@ -219,26 +219,6 @@ def test_what_is_compiled_runs_eagerly_and_is_told_of_only_inside_the_block(befo
     assert len(told) == 1
 
 
-@pytest.mark.filterwarnings("ignore")  # flex_attention would rather be compiled
-def test_operators_that_take_functions_are_seen_by_what_they_run():
-    from torch.nn.attention.flex_attention import flex_attention
-
-    seen = []
-
-    def look(func, args, kwargs):
-        seen.append(func.overloadpacket.__name__)
-        return func(*args, **kwargs)
-
-    q, k, v = torch.rand(3, 2, 1, 8, 16)
-    with torch.no_grad(), private.compiled_run_eagerly(lambda: None):
-        expected = flex_attention(q, k, v, lambda score, b, h, i, j: score + (i - j))
-        with private.observed(look):
-            found = flex_attention(q, k, v, lambda score, b, h, i, j: score + (i - j))
-    assert torch.equal(found, expected)
-    assert {"matmul", "bmm"} & set(seen)
-    assert {"sub", "add"} <= set(seen)  # of the function, too
-
-
 def test_negatives_are_on_the_same_bytes():
     x = torch.tensor([1.0, -2.0])
     other = private.negatives(x)
