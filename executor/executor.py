@@ -9,7 +9,7 @@ from typing import Final
 import torch
 
 from ..allocators import new_allocator
-from ..errors import InvalidInput
+from ..errors import InvalidInput, Unsupported
 from ..machines import Machine, Tier, find_machine
 from ..notation import format_bytes, parse_bytes
 from ..policies import Policy, find_policy
@@ -23,7 +23,8 @@ from .hooks import ExecutedStep
 from .journal import Journal, StepReport
 from .links import measured, told
 from .plan import Plan
-from .private import compiled_run_eagerly
+from .private import compiled_run_eagerly, is_of_a_mode
+from .saves import OWN_MODE
 from .signature import signature
 from .slabs import SLAB_NBYTES, Slabs
 
@@ -178,9 +179,11 @@ class Executor:
         try:
             with recording.step():
                 yield
-        except BaseException:
+        except BaseException as error:
             course.recording = None  # what it has seen is no step
             self.backend.drain()
+            if is_of_a_mode(error):
+                raise Unsupported(OWN_MODE) from error
             raise
         if recording.stayed_nbytes:
             self.notices.say(
@@ -214,6 +217,8 @@ class Executor:
             self.backend.drain()
             if isinstance(error, torch.OutOfMemoryError):
                 course.ran_out()
+            if is_of_a_mode(error):
+                raise Unsupported(OWN_MODE) from error
             raise
         step.finish()
         waits_ns = self.backend.waits_ns()

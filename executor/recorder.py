@@ -26,9 +26,9 @@ from .log import Log
 from .meter import CudaMeter, counted
 from .modules import Modules
 from .phases import Stopwatch
-from .private import Observer, compiled_frames, observed
+from .private import Observer, compiled_frames, is_of_a_mode, observed
 from .provenance import machine_of, provenance
-from .saves import COMPILED, RefuseCompiled, Saves
+from .saves import COMPILED, OWN_MODE, RefuseCompiled, Saves
 from .stages import Stage, Stages
 from .step import Step, phases_of
 from .timeline import Marks, Timeline, profiled
@@ -106,7 +106,7 @@ class Recorder:
         except BaseException as error:
             self._broken = True
             self._stages.clear()
-            if "python_dispatch" in str(error) and "INTERNAL ASSERT" in str(error):
+            if is_of_a_mode(error):
                 raise Unsupported(OWN_MODE) from error
             if type(error).__module__.startswith("torch._dynamo"):
                 raise Unsupported(COMPILED) from error
@@ -234,12 +234,6 @@ def record(step: Callable[[], object], name: str, device: torch.device | None = 
         with recorder.step():
             step()
     return recorder.trace()
-
-
-OWN_MODE: Final = (
-    "the step enters a dispatch mode of its own (selective checkpointing, a flop counter), which "
-    "this torch cannot combine with recording; take torch 2.13, or record the step without it"
-)
 
 
 def _numbered(device: torch.device) -> torch.device:

@@ -18,6 +18,12 @@ COMPILED: Final = (
     "without torch.compile"
 )
 
+OWN_MODE: Final = (
+    "the step enters a dispatch mode of its own (selective checkpointing, a flop counter, the "
+    "gradient of flex_attention), which this torch cannot combine with being looked at; take torch "
+    "2.13, where most can be, or run the step without it"
+)
+
 
 class Kept:
     """One saved tensor. *packed*, *unpacked* and *freed* are places, -1 if that did not happen.
