@@ -559,18 +559,22 @@ def test_what_is_compiled_runs_as_it_is_written_and_that_is_said(build, already)
     assert "torch.compile" in notice
 
 
-@pytest.mark.filterwarnings("ignore")  # which torch gives while it compiles
 @pytest.mark.parametrize("late", [False, True])
 def test_a_mode_that_torch_cannot_combine_with_looking_on_is_refused_by_name(late):
     model = hidden()
-    compiled = torch.compile(lambda y: (y.sin() * y).sigmoid() * y, backend="aot_eager")
     runs = executor("liveness+recompute:strategy=speed,kinds=fork")
+    # What torch 2.11 says of flex_attention's gradient on an H200.
+    said = (
+        'func != nullptr INTERNAL ASSERT FAILED at "/pytorch/torch/csrc/utils/python_dispatch.cpp"'
+        ":1081, please report a bug to PyTorch. "
+    )
 
     def step(odd):
         model.zero_grad()
         y = model(torch.ones(4, 6))
-        with torch.compiler.set_stance("default" if odd else "force_eager"):
-            compiled(y).exp().sum().backward()
+        if odd:
+            raise RuntimeError(said)
+        y.exp().sum().backward()
 
     for _ in range(3 if late else 0):
         with runs.step():
