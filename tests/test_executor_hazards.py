@@ -507,6 +507,24 @@ def test_tensors_without_memory_may_be_in_the_process(there):
     assert other is not None
 
 
+# Torch warns of hooks on all modules, which name ours.
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_a_compiled_model_runs_where_the_user_has_it_run_as_it_is_written():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = torch.compile(model, backend="eager")
+    with torch.compiler.set_stance("force_eager"):
+        modes = trains(executor(Everything()), [4, 4, 4], run, optimizer)
+    assert modes == ["safe", "recorded", "executed"]
+
+    def compiled_after_all(x):
+        with torch.compiler.set_stance("default"):
+            return run(x)
+
+    with pytest.raises(Unsupported, match="force_eager"):
+        trains(executor(Everything()), [4], compiled_after_all, optimizer)
+
+
 def compiled_module():
     model = nn.Sequential(hidden(), hidden())
     run = torch.compile(model, backend="aot_eager")
